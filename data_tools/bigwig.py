@@ -1,0 +1,95 @@
+"""bigWig tracks: opening with checks, values as float32 arrays, and writing for the simulator."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seq2exp.errors import UserError
+
+_BLOCK = 4 * 2**20
+_SIGNATURES = (bytes.fromhex("26fc8f88"), bytes.fromhex("888ffc26"))  # little and big endian
+
+
+def _pybigwig() -> Any:
+    try:
+        import pyBigWig
+    except ImportError as error:
+        raise UserError("bigWig files need the package pyBigWig, which exists for Linux only.") from error
+    return pyBigWig
+
+
+class BigWig:
+    """One open bigWig file; a context manager. Not to be kept across a fork.
+
+    Raises:
+        UserError: missing, empty, truncated, or no bigWig.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        package = _pybigwig()
+        with path.open("rb") as handle:
+            head = handle.read(4)
+            if head not in _SIGNATURES:
+                raise UserError(f"{path}: not a bigWig file.")
+            handle.seek(-4, 2)
+            if handle.read(4) != head:
+                raise UserError(f"{path}: does not end with the bigWig signature, so it is truncated; fetch it again.")
+        try:
+            self._file = package.open(str(path))
+        except RuntimeError as error:
+            raise UserError(f"{path}: cannot be read as bigWig, it is truncated or damaged; fetch it again.") from error
+        self.lengths: dict[str, int] = dict(self._file.chroms())
+
+    def __enter__(self) -> "BigWig":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def values(self, chrom: str) -> np.ndarray:
+        """float32 (length,): the whole chromosome, 0 where the file says nothing or NaN.
+
+        Raises:
+            UserError: a negative or infinite value, with its position; unreadable data.
+        """
+        length = self.lengths.get(chrom, 0)
+        out = np.zeros(length, dtype=np.float32)
+        for start in range(0, length, _BLOCK):
+            end = min(start + _BLOCK, length)
+            try:
+                block = self._file.values(chrom, start, end, numpy=True)
+            except RuntimeError as error:
+                raise UserError(f"{self.path}: {chrom}:{start}-{end} cannot be read; fetch the file again.") from error
+            np.nan_to_num(block, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf)
+            bad = (block < 0) | np.isinf(block)
+            if bad.any():
+                at = int(bad.argmax())
+                raise UserError(
+                    f"{self.path}: the value at {chrom}:{start + at:,} is {block[at]:g}; signals must be finite and "
+                    "not negative (log ratios and z-scores do not serve)."
+                )
+            out[start:end] = block
+        return out
+
+
+def storage_dtype(values: np.ndarray) -> np.dtype:
+    """float16 where every value keeps within 1e-3 relative, else float32."""
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        with np.errstate(over="ignore"):
+            error = np.abs(block.astype(np.float16).astype(np.float32) - block)
+        if not (error <= 1e-3 * np.abs(block)).all():
+            return np.dtype(np.float32)
+    return np.dtype(np.float16)
+
+
+def write_bigwig(path: Path, tracks: Mapping[str, np.ndarray]) -> None:
+    """Writes one value per base, chromosome -> float (length,)."""
+    file = _pybigwig().open(str(path), "w")
+    file.addHeader([(chrom, len(values)) for chrom, values in tracks.items()])
+    for chrom, values in tracks.items():
+        file.addEntries(chrom, 0, values=values.astype(np.float64), span=1, step=1)
+    file.close()

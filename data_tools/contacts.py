@@ -1,0 +1,270 @@
+"""Contacts between a TSS and the bins around it: measured tables and maps, the power law where nothing was measured.
+
+A source gives, for the TSSs of one chromosome, rows (genes, 2 * reach + 1) of contacts in the source's own units; the
+middle column is the bin of the TSS; NaN means not measured. ``fill_with_power_law`` completes them.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from seq2exp.data_tools.tables import read_table
+from seq2exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RESOLUTION = 5_000  # bases a bin, where the source does not say: the Activity-by-Contact (ABC) model's
+_FLOOR = 5_000  # ABC: the law was fitted from 5 kb on; nearer pairs count as 5 kb apart
+_VALUE_COLUMNS = ("KR_norm", "KR", "VC_norm", "VC", "balanced", "contact", "value", "count", "raw_count")
+_NORMALIZATIONS = ("KR", "VC", "VC_SQRT", "SCALE", "weight", "ICE")
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """contact = exp(scale - gamma * ln(max(distance, 5 kb) + 1)), as in the ABC model (Fulco et al. 2019, and
+    get_powerlaw_at_distance of broadinstitute/ABC-Enhancer-Gene-Prediction).
+
+    The defaults are ABC's average over human cell types, in fractions of a bin's contacts (rows of the map sum to 1).
+    """
+
+    gamma: float = 0.87
+    scale: float = -4.80 + 11.63 * 0.87
+
+    def contact(self, distance: np.ndarray) -> np.ndarray:
+        """distance in bases -> contact, float64, same shape."""
+        return np.exp(self.scale - self.gamma * np.log(np.maximum(distance, _FLOOR) + 1.0))
+
+
+class ContactSource(Protocol):
+    """Where contacts come from; resolution in bases."""
+
+    resolution: int
+    value: str
+
+    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
+        """(genes, 2 * reach + 1) float64, NaN where not measured; None when the source lacks the chromosome."""
+        ...
+
+
+class PowerLawSource:
+    """No measurement at all."""
+
+    resolution = RESOLUTION
+    value = "power law"
+
+    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
+        return None
+
+
+class TableSource:
+    """A table of bin pairs: chrom, bin1, bin2 (start of each bin in bases, either order) and a value, CSV or TSV.
+
+    A pair that is not listed counts as 0 when both of its bins have a value somewhere, else as not measured; an empty
+    or NaN value is not measured (KR fails on bins of low coverage).
+    """
+
+    def __init__(
+        self, path: Path, columns: Sequence[str] | None = None, value: str | None = None, hint: str = ""
+    ) -> None:
+        table = read_table(path)
+        first, second = columns or _bin_columns(path, list(table.columns), hint)
+        self.value = value or _value_column(path, list(table.columns))
+        for name in ("chrom", first, second, self.value):
+            if name not in table:
+                raise UserError(f"{path}: no column {name!r}; the columns are {', '.join(table.columns)}.")
+        if table.empty:
+            raise UserError(f"{path}: holds a header but no contact.")
+        bins = [_whole_numbers(path, table, name) for name in (first, second)]
+        values = pd.to_numeric(table[self.value].replace({"": "nan", "NA": "nan"}), errors="coerce").to_numpy(
+            np.float64
+        )
+        wrong = np.isnan(values) & ~table[self.value].str.strip().str.lower().isin(["", "na", "nan"]).to_numpy()
+        wrong |= (values < 0) | np.isinf(values)
+        if wrong.any():
+            line = int(wrong.argmax())
+            text = table[self.value].iloc[line]
+            raise UserError(f"{path}: line {line + 2}: {self.value} is {text!r}, not a finite number of at least 0.")
+        self.resolution = _resolution(path, np.concatenate(bins))
+        numbers = [b // self.resolution for b in bins]
+        self._chroms: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        for chrom, lines in table.groupby("chrom").indices.items():
+            self._chroms[str(chrom)] = _lookup(numbers[0][lines], numbers[1][lines], values[lines])
+
+    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
+        if chrom not in self._chroms:
+            return None
+        covered, keys, values = self._chroms[chrom]
+        own = (tss // self.resolution)[:, None]
+        other = own + np.arange(-reach, reach + 1)[None, :]
+        measured = np.isin(own, covered) & np.isin(other, covered)
+        wanted = _key(np.minimum(own, other), np.maximum(own, other))
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        out = np.where(keys[at] == wanted, values[at], 0.0)
+        return np.where(measured, out, np.nan)
+
+
+class MapSource:
+    """A .hic, .cool or .mcool map, read through hictkpy: the row of the TSS's bin.
+
+    Args:
+        resolution: bases a bin, one of those in the file.
+        value: a normalisation of the file, "NONE" for raw counts; default the first there is of KR, VC, VC_SQRT,
+            SCALE, weight, ICE.
+    """
+
+    def __init__(self, path: Path, resolution: int = RESOLUTION, value: str | None = None) -> None:
+        self._file = _open_map(path, resolution)
+        self.resolution = int(self._file.resolution())
+        there = list(self._file.avail_normalizations())
+        self.value = value or next((name for name in _NORMALIZATIONS if name in there), "NONE")
+        if self.value != "NONE" and self.value not in there:
+            raise UserError(f"{path}: no normalisation {self.value!r}; it has {', '.join(['NONE', *there])}.")
+        if value is None and self.value == "NONE":
+            log.warning("%s: no known normalisation; raw counts are used.", path)
+        self._lengths = dict(self._file.chromosomes())
+
+    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
+        name = next((n for n in (chrom, chrom.removeprefix("chr"), f"chr{chrom}") if n in self._lengths), None)
+        if name is None:
+            return None
+        size, length = self.resolution, self._lengths[name]
+        out = np.full((len(tss), 2 * reach + 1), np.nan)
+        for row, own in zip(out, (tss // size).tolist(), strict=True):
+            if own * size >= length:
+                continue
+            low, high = max(own - reach, 0), min(own + reach + 1, -(-length // size))
+            pixels = self._file.fetch(
+                f"{name}:{own * size + 1}-{min((own + 1) * size, length)}",
+                f"{name}:{low * size + 1}-{min(high * size, length)}",
+                normalization=self.value,
+                count_type="float64",
+            )
+            row[low - own + reach : high - own + reach] = pixels.to_numpy()[0]
+        return out if np.isfinite(out).any() and np.nansum(out) > 0 else None
+
+
+def open_contacts(
+    contacts: str,
+    *,
+    columns: Sequence[str] | None = None,
+    value: str | None = None,
+    resolution: int = RESOLUTION,
+    hint: str = "",
+) -> ContactSource:
+    """Opens what `contacts` names: the word powerlaw, a .hic, .cool or .mcool map, or a table.
+
+    Raises:
+        UserError: see the sources.
+    """
+    if contacts == "powerlaw":
+        return PowerLawSource()
+    path = Path(contacts)
+    if re.search(r"\.(hic|m?cool)$", path.name):
+        return MapSource(path, resolution, value)
+    return TableSource(path, columns, value, hint)
+
+
+def power_law_factor(measured: Sequence[np.ndarray], law: PowerLaw, reach: int, resolution: int) -> float:
+    """What brings the power law into the units of the measured rows: the ratio of their sums over measured bins, the
+    TSS's own bin apart (most of its contacts are self-ligation). 1 when nothing was measured."""
+    expected = _expected(law, reach, resolution)
+    there, total = 0.0, 0.0
+    for rows in measured:
+        known = np.isfinite(rows)
+        known[:, reach] = False
+        there += float(rows[known].sum())
+        total += float((known * expected).sum())
+    return there / total if there > 0 and total > 0 else 1.0
+
+
+def fill_with_power_law(rows: np.ndarray, law: PowerLaw, factor: float, resolution: int) -> np.ndarray:
+    """rows (genes, 2 * reach + 1) with NaN where not measured -> float32, those filled by factor * power law."""
+    reach = rows.shape[1] // 2
+    expected = factor * _expected(law, reach, resolution)
+    return np.where(np.isfinite(rows), rows, expected[None, :]).astype(np.float32)
+
+
+def _expected(law: PowerLaw, reach: int, resolution: int) -> np.ndarray:
+    return law.contact(np.abs(np.arange(-reach, reach + 1)) * float(resolution))
+
+
+def _key(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return (low.astype(np.int64) << 32) + high.astype(np.int64)
+
+
+def _lookup(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bins that have a value, sorted pair keys, values)."""
+    known = np.isfinite(values)
+    covered = np.unique(np.concatenate([first[known], second[known]]))
+    keys = _key(np.minimum(first, second), np.maximum(first, second))
+    order = np.argsort(keys, kind="stable")
+    return covered, keys[order], values[order]
+
+
+def _bin_columns(path: Path, names: list[str], hint: str) -> tuple[str, str]:
+    """bin1 and bin2, or bin1_X and bin2_X; several X are told apart by the assembly in a file name."""
+    if {"bin1", "bin2"} <= set(names):
+        return "bin1", "bin2"
+    assemblies = [n.removeprefix("bin1_") for n in names if n.startswith("bin1_") and f"bin2_{n[5:]}" in names]
+    for text in (path.name, hint):
+        matches = [a for a in assemblies if a.lower() in text.lower()]
+        if len(matches) == 1:
+            assemblies = matches
+    if len(assemblies) == 1:
+        return f"bin1_{assemblies[0]}", f"bin2_{assemblies[0]}"
+    raise UserError(
+        f"{path}: the bin columns are not clear (bin1 and bin2 are looked for); the columns are {', '.join(names)}; "
+        "name the two with contact_bins."
+    )
+
+
+def _value_column(path: Path, names: list[str]) -> str:
+    for name in _VALUE_COLUMNS:
+        if name in names:
+            return name
+    raise UserError(
+        f"{path}: no contact column (looked for {', '.join(_VALUE_COLUMNS)}); the columns are {', '.join(names)}; "
+        "name it with contact_value."
+    )
+
+
+def _whole_numbers(path: Path, table: pd.DataFrame, name: str) -> np.ndarray:
+    numbers = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+    wrong = ~np.isfinite(numbers) | (numbers < 0) | (numbers % 1 != 0)
+    if wrong.any():
+        line = int(wrong.argmax())
+        raise UserError(f"{path}: line {line + 2}: {name} is {table[name].iloc[line]!r}, not a position.")
+    return numbers.astype(np.int64)
+
+
+def _resolution(path: Path, starts: np.ndarray) -> int:
+    size = int(np.gcd.reduce(starts))
+    if size < 2:
+        raise UserError(
+            f"{path}: the bins do not start at multiples of one size, so they are no bins of a contact map."
+        )
+    return size
+
+
+def _open_map(path: Path, resolution: int) -> Any:
+    try:
+        import hictkpy
+    except ImportError as error:
+        raise UserError("Reading .hic, .cool and .mcool needs the package hictkpy.") from error
+    try:
+        if hictkpy.is_hic(path) or hictkpy.is_mcool_file(path):
+            there = [int(r) for r in hictkpy.MultiResFile(path).resolutions()]
+            if resolution not in there:
+                raise UserError(f"{path}: no resolution {resolution}; it has {', '.join(map(str, there))}.")
+            return hictkpy.File(path, resolution)
+        if hictkpy.is_cooler(path):
+            return hictkpy.File(path)
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be read as a contact map ({str(error).splitlines()[0]}).") from error
+    raise UserError(f"{path}: neither .hic nor .cool nor .mcool, or damaged.")

@@ -1,0 +1,167 @@
+"""Opening and reading a store; the format is described in README.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from seq2exp.data_tools.arrays import ChunkCache, ChunkedArray
+from seq2exp.errors import UserError
+
+FORMAT = 1
+_BASE_COLUMNS = ("gene_id", "gene_name", "chrom", "tss", "strand", "target", "split")
+
+
+def partial_path(out: Path) -> Path:
+    """Where a store is built before it gets its name."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def open_store(path: str | Path) -> "Store":
+    """Opens a finished store for reading.
+
+    Raises:
+        UserError: no store, an unfinished one, or one of a newer format.
+    """
+    return Store(Path(path))
+
+
+class Store:
+    """A finished store. Keeps paths and decoded chunks, no open files; pickled, it becomes its path.
+
+    Attributes:
+        path: the folder, absolute.
+        info: everything in the store's header (sources, versions, notes, ...).
+        chromosomes: name -> bases.
+        tracks: names in signal order, contacts not among them.
+        has_contacts: whether contacts are stored.
+        contact_resolution, contact_reach: bases a bin, and bins on each side of the TSS's (0, 0 without contacts).
+        genes: a row per gene: gene_id, gene_name (when there), chrom, tss (0-based), strand, target (NaN where empty),
+            split, then the features. The index is the row number that ``contacts`` takes.
+        feature_names: the feature columns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.info = _read_header(path)
+        self.chromosomes: dict[str, int] = dict(self.info["chromosomes"])
+        self.tracks: list[str] = list(self.info["tracks"])
+        contacts: dict[str, Any] | None = self.info["contacts"]
+        self.has_contacts = contacts is not None
+        self.contact_resolution = int(contacts["resolution"]) if contacts else 0
+        self.contact_reach = int(contacts["reach"]) if contacts else 0
+        self.feature_names: list[str] = list(self.info["features"])
+        try:
+            group = zarr.open_group(self.path, mode="r")
+            self.genes = _read_genes(group, self.info["gene_columns"])
+            self._contacts = np.asarray(group["contacts"][:]) if contacts else None
+            self._regions = {
+                role: {chrom: np.asarray(array[:]) for chrom, array in group[role].arrays()} if role in group else {}
+                for role in ("exclude", "include")
+            }
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: the store is damaged ({error}); build it again.") from error
+        self._cache = ChunkCache()
+        self._arrays: dict[str, ChunkedArray] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.path}: {len(self.genes)} genes, tracks {', '.join(self.tracks)})"
+
+    def sequence(self, chrom: str, start: int, end: int) -> np.ndarray:
+        """uint8 (end - start,): base codes A C G T N = 0..4 of [start, end), 0-based; N outside the chromosome."""
+        self._check(chrom, start, end)
+        out = np.full(end - start, 4, dtype=np.uint8)
+        self._array(f"sequence/{chrom}").read(start, end, out)
+        return out
+
+    def track(self, name: str, chrom: str, start: int, end: int) -> np.ndarray:
+        """float32 (end - start,): the signal over [start, end); 0 outside the chromosome and where unmeasured."""
+        if name not in self.tracks:
+            raise UserError(f"{self.path}: no track {name!r}; the tracks are {', '.join(self.tracks)}.")
+        self._check(chrom, start, end)
+        out = np.zeros(end - start, dtype=np.float32)
+        self._array(f"tracks/{name}/{chrom}").read(start, end, out)
+        return out
+
+    def contacts(self, row: int, start: int, end: int) -> np.ndarray:
+        """float32 (end - start,): log10(1 + contact) of each base with the TSS of gene `row`; 0 outside its chromosome.
+
+        Raises:
+            UserError: the store has no contacts, or they do not reach that far.
+        """
+        if self._contacts is None:
+            raise UserError(f"{self.path}: holds no contacts; build it with --contacts.")
+        size, reach = self.contact_resolution, self.contact_reach
+        chrom, tss = self.genes.at[row, "chrom"], int(self.genes.at[row, "tss"])
+        self._check(chrom, start, end)
+        origin = (tss // size - reach) * size  # of the stored row
+        low, high = max(start, 0), min(end, self.chromosomes[chrom])
+        out = np.zeros(end - start, dtype=np.float32)
+        if low >= high:
+            return out
+        first, last = (low - origin) // size, (high - 1 - origin) // size
+        if first < 0 or last > 2 * reach:
+            raise UserError(
+                f"{self.path}: contacts reach {reach * size:,} bases from a TSS, the window {chrom}:{start}-{end} "
+                "more; build the store with a larger --contact-reach."
+            )
+        bins = np.log10(1 + self._contacts[row, first : last + 1])
+        offset = low - origin - first * size
+        out[low - start : high - start] = np.repeat(bins, size)[offset : offset + high - low]
+        return out
+
+    def regions(self, role: str, chrom: str, start: int, end: int) -> np.ndarray:
+        """bool (end - start,): the bases of [start, end) in the "exclude" or "include" intervals."""
+        self._check(chrom, start, end)
+        out = np.zeros(end - start, dtype=bool)
+        intervals = self._regions[role].get(chrom)
+        if intervals is not None:
+            first = np.searchsorted(intervals[:, 1], start, side="right")
+            last = np.searchsorted(intervals[:, 0], end, side="left")
+            for low, high in intervals[first:last].tolist():
+                out[max(low - start, 0) : high - start] = True
+        return out
+
+    def _array(self, name: str) -> ChunkedArray:
+        if name not in self._arrays:
+            self._arrays[name] = ChunkedArray(self.path / name, self._cache)
+        return self._arrays[name]
+
+    def _check(self, chrom: str, start: int, end: int) -> None:
+        if chrom not in self.chromosomes:
+            raise UserError(f"{self.path}: no chromosome {chrom!r}; it holds {', '.join(self.chromosomes)}.")
+        if end < start:
+            raise UserError(f"{chrom}:{start}-{end} ends before it starts.")
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    again = "run the same `seq2exp data build` command again to finish it"
+    if path.name.endswith(".partial") and (path / "build.json").exists():
+        raise UserError(f"{path}: an unfinished store; {again}.")
+    if not path.exists():
+        if partial_path(path).exists():
+            raise UserError(f"{path}: not finished, only {partial_path(path).name} is there; {again}.")
+        raise UserError(f"{path}: no such store.")
+    try:
+        header: dict[str, Any] = json.loads((path / "zarr.json").read_text())["attributes"]["seq2exp"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a finished seq2exp store; build one with `seq2exp data build`.") from error
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: store format {header.get('format')}, this version reads {FORMAT}; update seq2exp or build again."
+        )
+    return header
+
+
+def _read_genes(group: zarr.Group, names: list[str]) -> pd.DataFrame:
+    columns = {}
+    for number, name in enumerate(names):
+        values = group[f"genes/{number}"][:]
+        columns[name] = values.astype(object) if values.dtype.kind in "TUO" else values
+    return pd.DataFrame(columns)
