@@ -102,8 +102,8 @@ class BuildConfig(BaseModel):
         """Role -> file, for every input file."""
         files = {"fasta": self.fasta, "genes": self.genes}
         files |= {f"track {name}": path for name, path in self.track.items()}
-        if self.contacts not in (None, "powerlaw"):
-            files["contacts"] = Path(str(self.contacts).split("::")[0])
+        if self.contacts is not None and self.contacts != "powerlaw":
+            files["contacts"] = Path(self.contacts)
         files |= {role: path for role, path in (("exclude", self.exclude), ("include", self.include)) if path}
         return files
 
@@ -144,7 +144,6 @@ def build(config: BuildConfig, *, progress: bool = False) -> Store:
         except UserError:
             work.remove()
             raise
-        work.path.rename(config.out)
     return open_store(config.out)
 
 
@@ -232,10 +231,11 @@ class _Workspace:
         new.write_text(text)
         new.replace(self._file)
 
-    def close(self, attributes: dict[str, Any]) -> None:
-        """Writes the store's attributes, the mark of completion, last."""
+    def publish(self, attributes: dict[str, Any], out: Path) -> None:
+        """Writes the store's attributes and gives the store its name."""
         self.group.attrs.put({"seq2exp": attributes})
-        self._file.unlink()
+        self.path.rename(out)
+        (out / self._file.name).unlink()
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -284,7 +284,7 @@ def _write_header(config: BuildConfig, inputs: _Inputs, work: _Workspace, proven
     for role, regions in inputs.regions.items():
         for chrom, intervals in regions.items():
             work.group.create_array(f"{role}/{chrom}", data=intervals, overwrite=True)
-    work.close(
+    work.publish(
         {
             "format": FORMAT,
             "chromosomes": inputs.chromosomes,
@@ -297,7 +297,8 @@ def _write_header(config: BuildConfig, inputs: _Inputs, work: _Workspace, proven
             "split": config.split,
             **provenance,
             "versions": _versions(),
-        }
+        },
+        config.out,
     )
 
 

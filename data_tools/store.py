@@ -128,6 +128,15 @@ class Store:
                 out[max(low - start, 0) : high - start] = True
         return out
 
+    def track_dtype(self, name: str, chrom: str) -> str:
+        """float16 or float32: how the track is stored on this chromosome."""
+        return self._array(f"tracks/{name}/{chrom}").dtype.name
+
+    def region_size(self, role: str) -> tuple[int, int]:
+        """Intervals and bases in the "exclude" or "include" intervals."""
+        intervals = list(self._regions[role].values())
+        return sum(map(len, intervals)), sum(int((i[:, 1] - i[:, 0]).sum()) for i in intervals)
+
     def _array(self, name: str) -> ChunkedArray:
         if name not in self._arrays:
             self._arrays[name] = ChunkedArray(self.path / name, self._cache)
@@ -142,7 +151,7 @@ class Store:
 
 def _read_header(path: Path) -> dict[str, Any]:
     again = "run the same `seq2exp data build` command again to finish it"
-    if path.name.endswith(".partial") and (path / "build.json").exists():
+    if path.name.endswith(".partial"):
         raise UserError(f"{path}: an unfinished store; {again}.")
     if not path.exists():
         if partial_path(path).exists():

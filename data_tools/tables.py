@@ -1,6 +1,7 @@
 """Text tables, BED files and chromosome names: what several readers share."""
 
 import gzip
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,8 +44,10 @@ def read_table(path: Path) -> pd.DataFrame:
             if twice:
                 raise UserError(f"{path}: the column {min(twice)!r} occurs more than once.")
             text.seek(0)
-            table = pd.read_csv(text, sep=separator, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, EOFError, OSError, zlib.error) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # lines longer than the header
+                table = pd.read_csv(text, sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except (ValueError, pd.errors.ParserWarning, EOFError, OSError, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable CSV or TSV table ({_first_line(error)}).") from error
