@@ -1,6 +1,6 @@
 """Files in, windows out: the simulator, the store builder and the dataset. Knows files and arrays, not models."""
 
-from seq2exp.data_tools.build import BuildConfig, build, build_store
+from seq2exp.data_tools.build import BuildConfig, build_store
 from seq2exp.data_tools.simulate import SimulationParameters, simulate
 from seq2exp.data_tools.store import Store, open_store
 from seq2exp.data_tools.windows import GeneWindows, collate
@@ -10,7 +10,6 @@ __all__ = [
     "GeneWindows",
     "SimulationParameters",
     "Store",
-    "build",
     "build_store",
     "collate",
     "open_store",

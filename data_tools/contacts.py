@@ -139,14 +139,17 @@ class MapSource:
             if own * size >= length:
                 continue
             low, high = max(own - reach, 0), min(own + reach + 1, -(-length // size))
-            pixels = self._file.fetch(
-                f"{name}:{own * size + 1}-{min((own + 1) * size, length)}",
-                f"{name}:{low * size + 1}-{min(high * size, length)}",
-                normalization=self.value,
-                count_type="float64",
-            )
-            row[low - own + reach : high - own + reach] = pixels.to_numpy()[0]
+            # the map is an upper triangle: the bins before the TSS's are its column, those after its row
+            row[low - own + reach : reach] = self._fetch(name, (low, own + 1), (own, own + 1))[:-1, 0]
+            row[reach : high - own + reach] = self._fetch(name, (own, own + 1), (own, high))[0]
         return out if np.isfinite(out).any() and np.nansum(out) > 0 else None
+
+    def _fetch(self, name: str, first: tuple[int, int], second: tuple[int, int]) -> np.ndarray:
+        """float64 (bins, bins): contacts of two ranges of bins, [from, to)."""
+        size, length = self.resolution, self._lengths[name]
+        queries = (f"{name}:{low * size + 1}-{min(high * size, length)}" for low, high in (first, second))
+        pixels = self._file.fetch(*queries, normalization=self.value, count_type="float64")
+        return np.asarray(pixels.to_numpy(), dtype=np.float64)
 
 
 def open_contacts(

@@ -118,7 +118,8 @@ def _events(path: Path) -> Iterator[tuple[str | None, bytes]]:
                     else:
                         end = block.find(b"\n>", start)
                         stop = len(block) if end < 0 else end + 1
-                        yield None, block[start:stop].translate(None, b"\r\n")
+                        if bases := block[start:stop].translate(None, b"\r\n"):
+                            yield None, bases
                         line_start, start = block[stop - 1 : stop] == b"\n", stop
             if header is not None:
                 yield _record_name(path, header), b""

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from seq2exp.data_tools import BuildConfig, SimulationParameters, Store, build, open_store, simulate
+from seq2exp.data_tools import BuildConfig, SimulationParameters, Store, open_store, simulate
+from seq2exp.data_tools.build import build
 from seq2exp.errors import UserError
 
 app = typer.Typer(help="Simulated genomes and stores.", no_args_is_help=True)

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import hictkpy
+import numpy as np
+import pytest
+
+from seq2exp.data_tools.contacts import (
+    MapSource,
+    PowerLaw,
+    TableSource,
+    fill_with_power_law,
+    open_contacts,
+    power_law_factor,
+)
+from seq2exp.errors import UserError
+
+PIXELS = {"bin1_id": [0, 0, 1, 1, 2, 4], "bin2_id": [0, 1, 1, 3, 3, 5], "count": [50, 10, 40, 4, 9, 7]}
+
+
+def table(tmp_path: Path, text: str, name: str = "contacts.tsv") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_power_law_is_the_abc_model_s():
+    law = PowerLaw()
+    assert law.contact(np.array([1e6])) == pytest.approx(np.exp(-4.80 + 11.63 * 0.87) * (1e6 + 1) ** -0.87)
+    assert law.contact(np.array([0.0, 5_000.0])).tolist() == [law.contact(np.array([5_000.0]))[0]] * 2
+
+
+def test_table_rows_by_hand(tmp_path):
+    path = table(
+        tmp_path,
+        "chrom\tbin1\tbin2\tvalue\nchr1\t5000\t5000\t9\nchr1\t5000\t0\t4\nchr1\t5000\t10000\t\n"
+        "chr1\t10000\t10000\t6\nchr1\t20000\t20000\t2\nchr1\t15000\t15000\tNaN\n",
+    )
+    source = TableSource(path)
+    assert source.resolution == 5_000 and source.value == "value"
+    rows = source.rows("chr1", np.array([7_400, 17_000]), reach=3)
+    # bins -2 .. 4 around bin 1: outside, outside, 4, 9, empty, bin 3 was never measured, bin 4 measured but not listed
+    np.testing.assert_array_equal(rows[0], [np.nan, np.nan, 4, 9, np.nan, np.nan, 0])
+    assert np.isnan(rows[1]).all()
+    assert source.rows("chr2", np.array([0]), 3) is None
+
+
+def test_bin_columns_follow_the_assembly_of_the_file_name(tmp_path):
+    text = "chrom\tbin1_hg19\tbin2_hg19\tbin1_hg38\tbin2_hg38\traw_count\tKR_norm\nchr1\t0\t0\t5000\t10000\t7\t3.5\n"
+    source = TableSource(table(tmp_path, text, "map.hg38.tsv"))
+    assert source.value == "KR_norm"
+    assert source.rows("chr1", np.array([5_000]), 1)[0].tolist()[1:] == [0, 3.5]
+    assert TableSource(table(tmp_path, text, "map.tsv"), hint="hg38.fa").value == "KR_norm"
+    with pytest.raises(UserError, match="contact_bins"):
+        TableSource(table(tmp_path, text, "map.tsv"))
+    raw = TableSource(table(tmp_path, text, "map.tsv"), columns=("bin1_hg38", "bin2_hg38"), value="raw_count")
+    assert raw.rows("chr1", np.array([5_000]), 1)[0].tolist()[1:] == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("chrom\tbin1\tbin2\n", "no contact column"),
+        ("chrom\tx\ty\tvalue\n", "bin columns are not clear"),
+        ("bin1\tbin2\tvalue\n0\t0\t1\n", "no column 'chrom'; the columns are bin1, bin2, value"),
+        ("chrom\tbin1\tbin2\tvalue\n", "no contact"),
+        ("chrom\tbin1\tbin2\tvalue\nchr1\t0\t-5000\t1\n", "line 2: bin2 is '-5000'"),
+        ("chrom\tbin1\tbin2\tvalue\nchr1\t0\t5000\t-1\n", "line 2: value is '-1'"),
+        ("chrom\tbin1\tbin2\tvalue\nchr1\t0\t5000\tinf\n", "line 2: value is 'inf'"),
+        ("chrom\tbin1\tbin2\tvalue\nchr1\t0\t5000\tmany\n", "line 2: value is 'many'"),
+        ("chrom\tbin1\tbin2\tvalue\nchr1\t0\t5003\t1\nchr1\t4\t5\t1\n", "do not start at multiples"),
+    ],
+)
+def test_wrong_tables(tmp_path, text, said):
+    with pytest.raises(UserError, match=said):
+        TableSource(table(tmp_path, text))
+
+
+def test_power_law_takes_the_units_of_the_measurement():
+    law = PowerLaw()
+    expected = law.contact(np.abs(np.arange(-4, 5)) * 5_000.0)
+    rows = np.stack([expected * 300, np.full(9, np.nan)])
+    rows[0, 6:] = np.nan
+    rows[0, 4] = 1e6  # the TSS's own bin does not count
+    factor = power_law_factor([rows], law, 4, 5_000)
+    assert factor == pytest.approx(300)
+    filled = fill_with_power_law(rows, law, factor, 5_000)
+    assert filled.dtype == np.float32
+    np.testing.assert_allclose(filled[1], expected * 300, rtol=1e-6)
+    np.testing.assert_allclose(filled[0, 6:], expected[6:] * 300, rtol=1e-6)
+    assert filled[0, 4] == 1e6
+    assert power_law_factor([rows[1:]], law, 4, 5_000) == 1
+
+
+@pytest.mark.parametrize("suffix", ["cool", "hic"])
+def test_maps_through_hictkpy(tmp_path, suffix):
+    path = tmp_path / f"map.{suffix}"
+    module = hictkpy.cooler if suffix == "cool" else hictkpy.hic
+    writer = module.FileWriter(path, {"chr1": 28_000, "chr2": 10_000}, 5_000)
+    writer.add_pixels_from_dict(PIXELS)
+    writer.finalize()
+    source = open_contacts(str(path))
+    assert isinstance(source, MapSource) and source.resolution == 5_000 and source.value == "NONE"
+    rows = source.rows("chr1", np.array([7_000, 26_000]), reach=3)
+    np.testing.assert_array_equal(rows[0], [np.nan, np.nan, 10, 40, 0, 4, 0])
+    np.testing.assert_array_equal(rows[1], [0, 0, 7, 0, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(source.rows("1", np.array([7_000]), reach=3), rows[:1])
+    assert source.rows("chr2", np.array([100]), 3) is None
+    assert source.rows("chr7", np.array([100]), 3) is None
+    with pytest.raises(UserError, match="no normalisation 'KR'; it has NONE"):
+        open_contacts(str(path), value="KR")
+    if suffix == "hic":
+        with pytest.raises(UserError, match="no resolution 1000; it has 5000"):
+            open_contacts(str(path), resolution=1_000)
+
+
+@pytest.mark.parametrize("name", ["map.hic", "map.cool", "map.mcool"])
+def test_damaged_map(tmp_path, name):
+    (tmp_path / name).write_bytes(b"HIC\0" + bytes(40))
+    with pytest.raises(UserError, match=name):
+        open_contacts(str(tmp_path / name))
