@@ -1,0 +1,5 @@
+"""`python -m seq2exp.cli`."""
+
+from seq2exp.cli import main
+
+main()

@@ -1,0 +1,36 @@
+"""`seq2exp evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import BatchSize, Device, ModelPath, Precision, Split, StorePath, Workers, echo, open_trained
+
+
+def evaluate(
+    model_path: ModelPath,
+    store_path: StorePath = None,
+    split: Split = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the CSV and JSON; default: MODEL/evaluation")] = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    device: Device = "auto",
+    precision: Precision = None,
+) -> None:
+    """Compare predictions with measured expression: MSE, MAE, Pearson, Spearman and mask ratio of every split."""
+    model, windows, precision = open_trained(model_path, store_path, split, device, precision)
+    from seq2exp.inference.evaluate import score_splits
+    from seq2exp.inference.files import atomic, write_json
+    from seq2exp.inference.windows import predict_genes
+
+    table = score_splits(predict_genes(model, windows, batch_size=batch_size, workers=workers, precision=precision))
+    out = out or model_path / "evaluation"
+    with atomic(out / "evaluation.csv") as partial:
+        table.to_csv(partial, index=False)
+    write_json(out / "evaluation.json", table.set_index("split").to_dict("index"))
+    echo(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    missing = int(table["without_target"].sum())
+    echo(f"{missing} genes without a target were left out; written to {out}" if missing else f"written to {out}")

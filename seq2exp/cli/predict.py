@@ -1,0 +1,32 @@
+"""`seq2exp predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import BatchSize, Device, ModelPath, Precision, Split, StorePath, Workers, echo, open_trained
+
+
+def predict(
+    model_path: ModelPath,
+    store_path: StorePath = None,
+    split: Split = None,
+    out: Annotated[Path | None, typer.Option(help="CSV to write; default: MODEL/predictions.csv")] = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    device: Device = "auto",
+    precision: Precision = None,
+) -> None:
+    """Predict the expression of every gene of a store, with or without a target, into one CSV."""
+    model, windows, precision = open_trained(model_path, store_path, split, device, precision)
+    from seq2exp.inference.files import atomic
+    from seq2exp.inference.windows import predict_genes
+
+    genes = predict_genes(model, windows, batch_size=batch_size, workers=workers, precision=precision)
+    out = out or model_path / "predictions.csv"
+    with atomic(out) as partial:
+        genes.to_csv(partial, index=False)
+    echo(f"{out}: {len(genes)} genes")

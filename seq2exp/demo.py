@@ -1,0 +1,153 @@
+"""The whole job on simulated input, and how well it went: simulate, build, train, evaluate, discover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from seq2exp.data_tools import GeneWindows, build_store, simulate
+from seq2exp.inference.discover import Locus, Selection, discover, write_discovery
+from seq2exp.inference.evaluate import scores
+from seq2exp.inference.files import atomic, write_json
+from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
+from seq2exp.inference.ridge import binned_signals, fit_ridge
+from seq2exp.inference.scores import Element, Recovery
+from seq2exp.inference.windows import load_model, predict_genes
+from seq2exp.training.presets import DISCOVERY, SIMULATION, demo_training
+from seq2exp.training.trainer import train
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demonstration measured on the test genes.
+
+    Attributes:
+        expression: for "model", "ridge on binned signals" and "mean": mse and pearson (NaN for the mean).
+        recovery: for the soft mask and every rival score: average precision over (bases, elements).
+        prevalence: the same for a constant score.
+        files: where the results are.
+    """
+
+    seed: int
+    steps: int
+    seconds_per_step: float
+    expression: dict[str, dict[str, float]]
+    recovery: dict[str, tuple[float, float]]
+    prevalence: tuple[float, float]
+    files: dict[str, Path]
+
+
+def run_demo(
+    out: Path, *, seed: int = 2, steps: int | None = None, genes: int | None = None, device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
+) -> DemoReport:  # fmt: skip
+    """Run everything into ``out``, which must not hold an earlier demonstration.
+
+    Args:
+        seed: of the simulated genome and of the training.
+        steps, genes: fewer than the preset makes a quick trial whose mask has not learned.
+        say: told what is going on.
+    """
+    say("simulating a genome with known regulatory elements")
+    simulated = simulate(out / "simulated", seed=seed, **SIMULATION | ({"genes": genes} if genes else {}))
+    say("building the store")
+    store = build_store(
+        fasta=simulated / "genome.fa",
+        track={name: simulated / f"{name}.bw" for name in ("H3K27ac", "DNase")},
+        contacts=str(simulated / "contacts.tsv"),
+        genes=simulated / "genes.csv",
+        target="target",
+        split="split",
+        out=out / "store.zarr",
+    )
+    config = demo_training(out / "store.zarr", seed, steps)
+    say(f"training {config.steps} steps")
+    trained = train(config, out / "run", device=device)
+    say("evaluating and discovering on the test genes")
+    model, _, _ = load_model(out / "run", device)
+    windows = {split: GeneWindows(store, model.config.length, split) for split in ("train", "valid", "test")}
+    predictions = predict_genes(model, windows["test"], batch_size=64)
+    with atomic(out / "predictions.csv") as partial:
+        predictions.to_csv(partial, index=False)
+    expression = {"model": scores(predictions)} | _baselines(windows, predictions)
+
+    known = read_elements(simulated / "elements.bed")
+    selection = Selection(**DISCOVERY)
+    loci = list(discover(model, windows["test"], selection, batch_size=64))
+    found = write_discovery(out / "discovery", loci, store.chromosomes, gene=_telling(loci, known))
+    picture = out / "discovery" / "locus.png"
+    if found.locus is not None:
+        plot_locus(picture, found.locus, windows["test"].signal_names, model.config.center, selection, known)
+    recovery = _recovery(loci, known, windows["test"].signal_names)
+    report = DemoReport(
+        seed=seed,
+        steps=config.steps,
+        seconds_per_step=trained.seconds_per_step,
+        expression={name: {key: values[key] for key in ("mse", "pearson")} for name, values in expression.items()},
+        recovery=recovery.average_precision(),
+        prevalence=recovery.prevalence(),
+        files={
+            "run (config, checkpoints, best model, metrics.csv, TensorBoard)": out / "run",
+            "predictions": out / "predictions.csv",
+            "regions": out / "discovery" / "regions.bed",
+            "mask": out / "discovery" / "mask.bw",
+            "picture": picture,
+            "true elements": simulated / "truth.bed",
+            "figures": out / "report.json",
+        },
+    )
+    write_json(out / "report.json", asdict(report) | {"files": {k: str(v) for k, v in report.files.items()}})
+    return report
+
+
+def _baselines(windows: dict[str, GeneWindows], predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Scores on the test genes of ridge regression on binned signals and of the training mean."""
+    x, y = {}, {}
+    for split, dataset in windows.items():
+        items = [dataset[i] for i in range(len(dataset))]
+        x[split] = np.stack([binned_signals(item["signals"].numpy()) for item in items])
+        y[split] = np.array([float(item["target"]) for item in items])
+    weights, means, intercept = fit_ridge(x["train"], y["train"], x["valid"], y["valid"])
+    ridge = predictions.assign(prediction=(x["test"] - means) @ weights + intercept)
+    return {
+        "ridge on binned signals": scores(ridge),
+        "mean": scores(predictions.assign(prediction=float(y["train"].mean()))) | {"pearson": float("nan")},
+    }
+
+
+def _recovery(loci: Iterable[Locus], known: Sequence[KnownElement], signal_names: Sequence[str]) -> Recovery:
+    """Soft mask, tracks, and tracks times contact against the causal elements, outside the centre."""
+    by_gene: dict[str, list[KnownElement]] = {}
+    for element in known:
+        by_gene.setdefault(element.gene_id, []).append(element)
+    recovery = Recovery()
+    for locus in loci:
+        signals = dict(zip(signal_names, locus.signals.T, strict=True))
+        contact = signals.pop("contacts")
+        rivals: dict[str, NDArray[np.float32]] = dict(signals)
+        rivals[" x ".join(signals)] = np.prod(list(signals.values()), axis=0)
+        rivals |= {f"{name} x contact": values * contact for name, values in rivals.items()}
+        elements = [
+            Element(element.start - locus.start, element.end - locus.start, element.kind == "causal")
+            for element in by_gene.get(locus.gene_id, [])
+        ]
+        recovery.add({"soft mask": locus.mask} | rivals, elements, locus.candidates)
+    return recovery
+
+
+def _telling(loci: Iterable[Locus], known: Sequence[KnownElement]) -> str:
+    """The gene whose window shows most: causal elements first, then decoys of both kinds."""
+    kinds: dict[str, list[str]] = {}
+    for element in known:
+        kinds.setdefault(element.gene_id, []).append(element.kind)
+
+    def told(locus: Locus) -> tuple[int, int]:
+        counts = [kinds.get(locus.gene_id, []).count(kind) for kind in ("causal", "peak_only", "motif_only")]
+        return min(counts), sum(counts)
+
+    return max(loci, key=told).gene_id

@@ -1,0 +1,181 @@
+"""The picture of one locus: gene, tracks, contacts, mask, discovered and known elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seq2exp.errors import UserError
+
+from .discover import Locus, Selection
+from .files import atomic
+
+COLORS = ("#2a6f97", "#4c956c", "#8d6a9f", "#b08968")  # tracks, in turn
+MASK, KNOWN, DECOY, INK, MUTED = "#d1495b", "#2b2d42", "#9aa0a6", "#222222", "#6b7075"
+POINTS = 2_000  # per curve; longer windows are drawn as maxima of equal bins
+
+
+@dataclass(frozen=True)
+class KnownElement:
+    """An element from a BED file: 0-based half-open, ``kind`` is "" when the file has no such column."""
+
+    chrom: str
+    start: int
+    end: int
+    gene_id: str
+    kind: str
+
+
+def read_elements(path: Path) -> list[KnownElement]:
+    """Elements of a BED file with at least three columns; column 4 is the gene, column 5 a kind unless it is a number.
+
+    Raises:
+        UserError: no such file, or a line that is not BED.
+    """
+    elements = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        fields = line.split("\t")
+        if not line.strip() or line.startswith(("#", "track", "browser")):
+            continue
+        try:
+            start, end = int(fields[1]), int(fields[2])
+        except (IndexError, ValueError):
+            raise UserError(f"{path}: line {number} is not BED (chromosome, start, end, tab-separated)") from None
+        gene, kind = [*fields[3:5], "", ""][:2]
+        elements.append(KnownElement(fields[0], start, end, gene, "" if _number(kind) else kind))
+    return elements
+
+
+def plot_locus(
+    path: Path, locus: Locus, signal_names: Sequence[str], center: int, selection: Selection,
+    known: Sequence[KnownElement] = (),
+) -> None:  # fmt: skip
+    """Draw one locus as PNG, atomically."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    here = [k for k in known if k.chrom == locus.chrom and k.end > locus.start and k.start < locus.end]
+    here = [k for k in here if k.gene_id in ("", ".", locus.gene_id)]
+    kinds = sorted({k.kind for k in here}, key=lambda kind: (kind != "causal", kind))
+    rows = 1 + len(kinds)  # discovered, then one line per kind of known element
+    heights = [0.45, *[1.0] * len(signal_names), 1.35, 0.34 * rows + 0.1]
+    style = {
+        "font.size": 9, "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "text.color": INK, "axes.labelcolor": INK,
+        "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+        "font.family": "DejaVu Sans",
+    }  # fmt: skip
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(
+            len(heights), 1, figsize=(10, 0.75 * sum(heights) + 1.1), sharex=True, height_ratios=heights, squeeze=False
+        )
+        gene, *tracks, mask, elements = axes[:, 0]
+        x, edges = _bins(locus)
+        for i, (axis, name) in enumerate(zip(tracks, signal_names, strict=True)):
+            _filled(axis, x, _maxima(locus.signals[:, i], edges), COLORS[i % len(COLORS)], name)
+        _filled(mask, x, _maxima(locus.mask, edges), MASK, "soft mask")
+        mask.set_ylim(0, max(1.0, float(locus.mask.max()) * 1.05))
+        cut = selection.cut(locus.mask[locus.candidates])
+        mask.axhline(cut, color=INK, lw=0.7, ls=(0, (4, 3)))
+        said = f"≥ {cut:.2f}" if selection.threshold is not None else f"top {selection.top_fraction:.0%}"
+        text = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+        mask.annotate(said, (1, cut), (4, 0), xycoords=("axes fraction", "data"), **text)
+        _gene(gene, locus)
+        _elements(elements, locus, here, kinds)
+        middle = locus.start + len(locus.mask) / 2
+        for axis in [*tracks, mask, elements]:
+            axis.axvspan(middle - center / 2, middle + center / 2, color="#000000", alpha=0.06, lw=0)
+        elements.set_xlim(locus.start, locus.end)
+        elements.xaxis.set_major_formatter(_position_label(locus))
+        elements.set_xlabel(f"{locus.chrom} ({'kb' if _kilobases(locus) else 'bp'})")
+        measured = "not measured" if np.isnan(locus.target) else f"measured {locus.target:.2f}"
+        figure.suptitle(
+            f"{locus.gene_id}   {locus.chrom}:{max(0, locus.start):,}-{locus.end:,}   "
+            f"expression: predicted {locus.prediction:.2f}, {measured}",
+            x=0.13, ha="left", y=0.985, fontsize=10.5, weight="bold",
+        )  # fmt: skip
+        height = figure.get_figheight()
+        figure.subplots_adjust(left=0.13, right=0.94, hspace=0.16, top=1 - 0.36 / height, bottom=0.5 / height)
+        figure.align_ylabels([*tracks, mask])
+        with atomic(path) as partial:
+            figure.savefig(partial, dpi=150)
+        plt.close(figure)
+
+
+def _gene(axis: Any, locus: Locus) -> None:
+    """TSS and the direction of transcription."""
+    axis.set_ylim(0, 1)
+    axis.axis("off")
+    reach = len(locus.mask) * 0.05 * (1 if locus.strand != "-" else -1)
+    axis.plot([locus.start, locus.end], [0.12, 0.12], color=MUTED, lw=0.8)
+    axis.plot([locus.tss, locus.tss], [0.12, 0.72], color=INK, lw=1.3)
+    if locus.strand in ("+", "-"):
+        arrow = {"arrowstyle": "-|>", "color": INK, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", (locus.tss + reach, 0.72), (locus.tss, 0.72), arrowprops=arrow)
+    side = "right" if reach > 0 else "left"
+    text = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 9}
+    axis.annotate("TSS", (locus.tss, 0.5), (-6 if reach > 0 else 6, 0), **text)
+
+
+def _elements(axis: Any, locus: Locus, known: list[KnownElement], kinds: list[str]) -> None:
+    """One line of bars for what was discovered, one for each kind of known element."""
+    lines = ["discovered", *[(kind or "known").replace("_", " ") for kind in kinds]]
+    spans = [[(r.start, r.end - r.start) for r in locus.regions]]
+    spans += [[(k.start, k.end - k.start) for k in known if k.kind == kind] for kind in kinds]
+    colors = [MASK, *[KNOWN if kind in ("causal", "") else DECOY for kind in kinds]]
+    for row, (bars, color) in enumerate(zip(spans, colors, strict=True)):
+        axis.broken_barh(
+            bars, (row - 0.3, 0.6), facecolors=color, edgecolors=color if _kilobases(locus) else "white", lw=0.3
+        )
+    axis.set_ylim(len(lines) - 0.4, -0.6)
+    axis.set_yticks(range(len(lines)), lines)
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    axis.spines["left"].set_visible(False)
+
+
+def _filled(axis: Any, x: NDArray[Any], values: NDArray[Any], color: str, name: str) -> None:
+    axis.fill_between(x, values, color=color, lw=0, step="mid", alpha=0.9)
+    axis.set_ylim(0, max(1e-6, float(values.max()) * 1.08))
+    axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+    axis.locator_params(axis="y", nbins=3)
+    axis.tick_params(axis="y", labelsize=7.5)
+    axis.tick_params(axis="x", length=0)
+
+
+def _bins(locus: Locus) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Positions of the drawn points and the first base of each."""
+    length = len(locus.mask)
+    edges = np.linspace(0, length, min(length, POINTS) + 1).astype(int)[:-1]
+    return locus.start + edges + length / len(edges) / 2, edges
+
+
+def _maxima(values: NDArray[np.float32], edges: NDArray[Any]) -> NDArray[Any]:
+    return np.maximum.reduceat(values, edges)
+
+
+def _kilobases(locus: Locus) -> bool:
+    return len(locus.mask) > 10_000
+
+
+def _position_label(locus: Locus) -> Any:
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda x, _: f"{x / 1000:,.0f}" if _kilobases(locus) else f"{x:,.0f}")
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in (".", "+", "-")
+    return True

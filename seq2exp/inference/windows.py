@@ -1,0 +1,140 @@
+"""Running a model over gene windows: the part that training, evaluation, prediction and discovery share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from seq2exp.data_tools import GeneWindows, collate
+from seq2exp.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``: the GPU when there is one. Raises UserError when a GPU is asked for and absent."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device {name!r} is unknown: one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch finds no GPU")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def call_model(model: nn.Module, batch: dict[str, Any], device: torch.device, seed: int | None = None) -> Any:
+    """Move one collated batch to the device and run the model on it."""
+    names = ("sequence", "signals", "gene_features", "exclude", "include")
+    moved = {name: batch[name].to(device, non_blocking=True) for name in names}
+    return model(
+        moved["sequence"],
+        moved["signals"],
+        moved["gene_features"] if moved["gene_features"].shape[1] else None,
+        exclude=moved["exclude"],
+        include=moved["include"],
+        seed=seed,
+        rows=torch.as_tensor(batch["row"], dtype=torch.int64, device=device),
+    )
+
+
+def run_windows(
+    model: nn.Module,
+    windows: GeneWindows,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    order: Sequence[int] | None = None,
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """(batch, output) in evaluation mode for all windows, or for those of ``order`` in that order."""
+    device = device or next(model.parameters()).device
+    dataset = windows if order is None else Subset(windows, order)
+    model.eval()
+    for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate):
+        with torch.inference_mode(), autocast(device, precision):
+            yield batch, call_model(model, batch, device)
+
+
+def predict_genes(model: nn.Module, windows: GeneWindows, **settings: Any) -> pd.DataFrame:
+    """One row per gene: gene_id, chrom, tss, strand, split, prediction, target (NaN without), selected_fraction."""
+    rows: list[pd.DataFrame] = []
+    for batch, out in run_windows(model, windows, **settings):
+        values = {"prediction": out.expression.float().cpu().numpy(), "selected_fraction": selected_fraction(out)}
+        rows.append(pd.DataFrame(values, index=list(map(int, batch["row"]))))
+    genes = windows.genes
+    columns = ["gene_id", "chrom", "tss", "strand", "split", "target"]
+    return genes.loc[:, columns].join(pd.concat(rows))
+
+
+def selected_fraction(out: Any) -> Any:
+    """Share of the window that the mask lets through, per gene: mean of the mask, NaN for a model without one."""
+    if out.mask is None:
+        return float("nan")
+    return out.mask.float().mean(1).cpu().numpy()
+
+
+def load_model(path: str | Path, device: str = "auto") -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """A trained model from a run folder (its best/) or from a folder of ``save_pretrained``.
+
+    Returns:
+        the model in evaluation mode, the names of its inputs ({} when the folder does not say), and the settings of
+        its run ({} when it is not a run folder).
+
+    Raises:
+        UserError: no model there, or a damaged one.
+    """
+    path = Path(path)
+    folder = path / "best" if (path / "best").is_dir() else path
+    if not (folder / "config.json").is_file():
+        if (path / "config.yaml").is_file():
+            raise UserError(f"{path}: this run has no best model yet; train it to its first evaluation")
+        raise UserError(f"{path}: neither a run folder nor a saved model: {folder / 'config.json'} does not exist")
+    import yaml
+
+    from seq2exp import Seq2Exp
+    from seq2exp.baselines import GeneExpBiMamba
+
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+        kind = GeneExpBiMamba if "interact" in saved else Seq2Exp
+        model = kind.from_pretrained(folder)
+        inputs = json.loads(read) if (read := _text(folder / "inputs.json")) else {}
+        run = yaml.safe_load(read) if folder != path and (read := _text(path / "config.yaml")) else {}
+    except (SafetensorError, RuntimeError, json.JSONDecodeError, FileNotFoundError) as error:
+        raise UserError(f"{folder}: cannot load the model: {' '.join(str(error).split())}") from None
+    return model.to(resolve_device(device)).eval(), inputs, run
+
+
+def input_names(windows: GeneWindows) -> dict[str, list[str]]:
+    """Names of a window's signals and gene features, in order."""
+    return {"signals": windows.signal_names, "gene_features": list(windows.store.feature_names)}
+
+
+def check_inputs(model: nn.Module, inputs: dict[str, Any], windows: GeneWindows) -> None:
+    """Raise UserError unless the store's signals and gene features are those that the model was trained on."""
+    held, path = input_names(windows), windows.store.path
+    counts = {"signals": model.config.tracks, "gene_features": model.config.gene_features}
+    for name, names in held.items():
+        if name in inputs and inputs[name] != names:
+            raise UserError(
+                f"{path}: the model was trained on the {name.replace('_', ' ')} {', '.join(inputs[name]) or '(none)'}, "
+                f"this store has {', '.join(names) or '(none)'}"
+            )
+        if len(names) != counts[name]:
+            what = name.replace("_", " ")
+            raise UserError(f"{path}: the model takes {counts[name]} {what}, this store has {len(names)}")
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

@@ -1,0 +1,58 @@
+"""Which windows a step sees: an order that depends on the seed and the step only, so that a run can resume anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schedule import derive_seed
+
+
+class StepBatches:
+    """Batch sampler: for every step from ``first_step`` to ``steps``, the dataset indices of its batch.
+
+    Each epoch is a permutation drawn from (seed, epoch). Batches run on across epochs: all have ``batch_size`` items.
+    """
+
+    def __init__(self, items: int, batch_size: int, seed: int, steps: int, first_step: int = 0) -> None:
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self.steps, self.first_step = steps, first_step
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, []
+        for step in range(self.first_step, self.steps):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.items != epoch:
+                    epoch = position // self.items
+                    order = permutation(self.items, self.seed, epoch)
+                batch.append(order[position % self.items])
+            yield batch
+
+
+def permutation(items: int, seed: int, epoch: int) -> list[int]:
+    """The order of one epoch."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(items, generator=generator).tolist()
+
+
+def augment(batch: dict[str, Any], probability: float, seed: int, step: int) -> dict[str, Any]:
+    """Reverse-complement each window with ``probability``, drawn from (seed, step).
+
+    Codes A C G T become 3 - code, N stays; sequence, signals, exclude and include are reversed along the window.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "reverse complement", step))
+    flip = torch.rand(len(batch["row"]), generator=generator) < probability
+    codes = batch["sequence"]
+    reverse = {"sequence": torch.where(codes < 4, 3 - codes, codes)}
+    for name in ("sequence", "signals", "exclude", "include"):
+        values: Tensor = batch[name]
+        chosen = flip.to(values.device).view(-1, *[1] * (values.ndim - 1))
+        batch = batch | {name: torch.where(chosen, reverse.get(name, values).flip(1), values)}
+    return batch

@@ -1,0 +1,198 @@
+"""Training settings: one YAML file, every field checked, mistakes said in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from seq2exp.errors import UserError
+
+PRESETS = ("soft", "hard", "top_fraction", "discovery")
+BASELINES = {"caduceus": "no_signal", "caduceus_signals": "signal"}
+FROM_STORE = ("tracks", "gene_features")  # model fields that the store fills in when they are not given
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """What is read and how: the store, windows per step, reader processes, share of reverse-complemented windows."""
+
+    store: Path
+    batch_size: int = Field(8, ge=1)
+    workers: int = Field(0, ge=0, le=64)
+    rc_augmentation: Fraction = 0.0
+
+
+class OptimizerConfig(Section):
+    """AdamW and the norm at which gradients are clipped. Defaults: the paper."""
+
+    lr: float = Field(5e-4, gt=0, le=1)
+    weight_decay: float = Field(1e-6, ge=0, le=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0)
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up from ``start_lr`` to ``optimizer.lr``, then a cosine down to ``end_lr``. Defaults: the paper."""
+
+    warmup_steps: int = Field(5_000, ge=0)
+    warmup_fraction: Fraction | None = Field(None, description="share of all steps; replaces warmup_steps")
+    start_lr: float = Field(1e-5, ge=0)
+    end_lr: float = Field(1e-4, ge=0)
+
+
+class KLConfig(Section):
+    """KL weight: 0 for ``start_fraction`` of the steps, then linear to ``weight`` over ``ramp_fraction`` of them."""
+
+    weight: float = Field(0.01, ge=0)
+    start_fraction: Fraction = 0.0
+    ramp_fraction: Fraction = 0.0
+
+
+class TrainConfig(Section):
+    """All settings of one training run. ``model``: ``preset`` or ``baseline``, and fields of that configuration."""
+
+    data: DataConfig
+    model: dict[str, Any] = Field(default_factory=lambda: {"preset": "soft"})
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    kl: KLConfig = KLConfig()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    steps: int = Field(50_000, ge=1)
+    seed: int = Field(2, ge=0, lt=2**31)
+    log_every: int = Field(50, ge=1)
+    evaluate_every: int = Field(1_000, ge=1)
+    checkpoint_every: int = Field(1_000, ge=1)
+
+    @field_validator("model")
+    @classmethod
+    def _model_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        model_config(fields)
+        return fields
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than steps ({self.steps}): "
+                "lower it or give schedule.warmup_fraction"
+            )
+        model = model_config(self.model)
+        if self.data.rc_augmentation and (model.length - model.center) % 2:
+            raise ValueError(
+                "data.rc_augmentation needs model.length - model.center to be even, "
+                f"got {model.length} - {model.center}"
+            )
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up."""
+        if self.schedule.warmup_fraction is None:
+            return self.schedule.warmup_steps
+        return round(self.schedule.warmup_fraction * self.steps)
+
+
+def model_config(fields: dict[str, Any], *, tracks: int | None = None, gene_features: int | None = None) -> Any:
+    """The Seq2ExpConfig or GeneExpBiMambaConfig that a ``model:`` section describes.
+
+    Args:
+        fields: the section: ``preset`` or ``baseline``, and any field of that configuration.
+        tracks, gene_features: what the store holds; used where the section does not say.
+
+    Raises:
+        UserError: an unknown preset, an unknown field or a value out of range.
+    """
+    from seq2exp import Seq2ExpConfig
+    from seq2exp.baselines import GeneExpBiMambaConfig
+
+    fields = dict(fields)
+    preset, baseline = fields.pop("preset", None), fields.pop("baseline", None)
+    if preset is not None and baseline is not None:
+        raise UserError("preset: give it or baseline, not both")
+    for name, value, known in (("preset", preset, PRESETS), ("baseline", baseline, tuple(BASELINES))):
+        if value is not None and value not in known:
+            raise UserError(f"{name} {value!r} is unknown: one of {', '.join(known)}")
+    kind = Seq2ExpConfig if baseline is None else GeneExpBiMambaConfig
+    from_store = {"tracks": tracks, "gene_features": gene_features}
+    fields |= {k: v for k, v in from_store.items() if v is not None and k in kind.model_fields and k not in fields}
+    known_fields = [*kind.model_fields, *(["top_fraction"] if preset == "top_fraction" else [])]
+    for name in fields:
+        if name not in known_fields:
+            raise UserError(f"{name}: {unknown_field(name, known_fields)}")
+    try:
+        if baseline is not None:
+            return kind(interact=BASELINES[baseline], **fields)
+        if preset == "top_fraction":
+            return Seq2ExpConfig.top_fraction(fields.pop("top_fraction", 0.10), **fields)
+        return getattr(Seq2ExpConfig, preset or "soft")(**fields)
+    except ValidationError as error:
+        raise UserError(sentence(error, kind)) from error
+
+
+def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
+    """Read and check a YAML file.
+
+    Args:
+        path: the file; ``data.store`` in it is relative to the working directory.
+        overrides: top-level fields that replace those of the file.
+
+    Raises:
+        UserError: no such file, not YAML, a field unknown or out of range; the sentence names file and field.
+    """
+    path = Path(path)
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected fields such as 'data:' and 'model:', found {type(fields).__name__}")
+    try:
+        return TrainConfig.model_validate(fields | overrides)
+    except ValidationError as error:
+        raise UserError(f"{path}: {sentence(error, TrainConfig)}") from None
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the settings as YAML, the store as an absolute path."""
+    fields = config.model_dump(mode="json")
+    fields["data"]["store"] = str(config.data.store.absolute())
+    path.write_text(yaml.safe_dump(fields, sort_keys=False))
+
+
+def sentence(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first problem of a pydantic error as ``field: what is wrong``."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: {unknown_field(str(first['loc'][-1]), _siblings(model, first['loc']))}"
+    if first["type"] == "missing":
+        return f"{where}: this field is required"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}.{message}" if where == "model" else message if not where else f"{where}: {message}"
+    return f"{where}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def unknown_field(name: str, known: list[str]) -> str:
+    """``unknown field`` with the nearest known names, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown field, did you mean {near[0]}?" if near else f"unknown field, the fields are {', '.join(known)}"
+
+
+def _siblings(model: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields beside the one at ``loc``."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part)) if model else None
+        model = field.annotation if field and isinstance(field.annotation, type) else None  # type: ignore[assignment]
+    return list(model.model_fields) if model and issubclass(model, BaseModel) else []
