@@ -1,0 +1,16 @@
+// The raw ops, namespace seq2exp_native. Python wraps them (schema checks, fake tensors, autograd): see kernels/<op>/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(seq2exp_native, m) {
+  m.def(
+      "selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+      "bool delta_softplus, bool reverse, Tensor? cu_seqlens, bool save_states) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "selective_scan_bwd(Tensor grad_out, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+      "Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? cu_seqlens, Tensor states) -> Tensor[]");
+  m.def("cpu_instruction_sets() -> str[]");
+  m.def("cpu_instruction_set() -> str");
+  m.def("set_cpu_instruction_set(str name) -> ()");
+  m.def("cuda_build() -> str[]");
+  m.def("cuda_versions() -> int[]");
+}

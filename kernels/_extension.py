@@ -1,0 +1,19 @@
+"""Loads the compiled extension, seq2exp/_C.so."""
+
+import functools
+from importlib.resources import files
+
+import torch
+
+
+@functools.cache
+def load() -> str | None:
+    """None when the compiled extension is loaded, otherwise the reason why it is not. Never compiles."""
+    path = files("seq2exp") / "_C.so"
+    if not path.is_file():
+        return "this installation has no compiled extension: there was no working C++ compiler when it was built"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the compiled extension {path} cannot be loaded: {error.__cause__ or error}"
+    return None
