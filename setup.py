@@ -164,33 +164,32 @@ class BuildNative(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         torch, nvcc = find_torch(), find_nvcc()
-        if nvcc:
-            try:
-                self.ninja(torch, output, nvcc)
-            except subprocess.CalledProcessError:
-                notice(
-                    f"nvcc ({nvcc}) failed, see above, so the CUDA kernels are left out: the CPU kernels are built, "
-                    "GPU tensors use Triton or plain PyTorch."
-                )
-            else:
-                architectures = ", ".join(f"sm_{arch}" for arch in CUDA_ARCHITECTURES)
-                notice(f"built the CPU kernels ({cxx()}) and the CUDA code ({nvcc}: {architectures} and PTX).")
-                return
-        else:
+        if nvcc and self.ninja(torch, output, nvcc):
+            architectures = ", ".join(f"sm_{arch}" for arch in CUDA_ARCHITECTURES)
+            notice(f"built the CPU kernels ({cxx()}) and the CUDA code ({nvcc}: {architectures} and PTX).")
+        elif self.ninja(torch, output, None):
+            reason = f"nvcc ({nvcc}) failed, see above" if nvcc else "nvcc was not found"
             notice(
-                "nvcc was not found, so the CUDA kernels are left out: the CPU kernels are built, GPU tensors use Triton or "
-                "plain PyTorch."
+                f"{reason}, so the CUDA kernels are left out: the CPU kernels are built ({cxx()}), GPU tensors use Triton "
+                "or plain PyTorch."
             )
-        self.ninja(torch, output, None)
+        else:
+            sys.exit(
+                f"seq2exp: {cxx()} could not compile the CPU kernels, see above: name another compiler with CXX, or install "
+                "without them by CXX=/bin/false."
+            )
 
-    def ninja(self, torch: Path, output: Path, nvcc: str | None) -> None:
+    def ninja(self, torch: Path, output: Path, nvcc: str | None) -> bool:
+        """Whether the build succeeded."""
         folder = ROOT / "build" / "native"
         folder.mkdir(parents=True, exist_ok=True)
         built = folder / output.name
         (folder / "build.ninja").write_text(ninja_file(torch, built, nvcc))
         jobs = os.environ.get("MAX_JOBS")
-        subprocess.run([find_ninja(), "-C", str(folder), *(["-j", jobs] if jobs else [])], check=True)
+        if subprocess.run([find_ninja(), "-C", str(folder), *(["-j", jobs] if jobs else [])]).returncode:
+            return False
         shutil.copy2(built, output)
+        return True
 
 
 class Wheel(bdist_wheel):

@@ -90,14 +90,32 @@ S2E_INLINE Vec decay_step(Vec a, Vec dt) {
   return ANY ? exp2_product_any(a, dt) : exp2_product(a, dt);
 }
 
+// The rows that the next tile of this vector reads, fetched while this one computes: with channels contiguous in memory a vector
+// takes one cache line a position, far apart, which no hardware prefetcher follows in time.
+struct Ahead {
+  const char *u, *delta;
+  int64_t u_step, delta_step;  // bytes from position to position
+};
+
+Ahead next_rows(const ScanArgs& a, const Place& p, int64_t k) {
+  const auto row = [&](const Strided& x) {
+    const int64_t size = x.storage == Storage::float32 ? 4 : 2;
+    return static_cast<const char*>(x.data) + size * (p.b * x.batch + p.channel * x.row + (a.reverse ? a.length - 1 - k : k) * x.time);
+  };
+  const auto step = [&](const Strided& x) { return x.time * (x.storage == Storage::float32 ? 4 : 2) * (a.reverse ? -1 : 1); };
+  return {row(a.u), row(a.delta), step(a.u), step(a.delta)};
+}
+
 // h = exp(dt A) h + x B, y += sum over NB states of C h, over n positions.
 template <int NB, bool ANY>
 __attribute__((noinline)) void forward_block(const float* dt, const float* x, const float* B, const float* C, int64_t ld,
-                                             const float* decay, float* h, float* y, int64_t n) {
+                                             const float* decay, float* h, float* y, int64_t n, const Ahead& next) {
   Vec state[NB], a[NB];
 #pragma GCC unroll 16
   for (int i = 0; i < NB; ++i) state[i] = load(h + i * W), a[i] = load(decay + i * W);
   for (int64_t t = 0; t < n; ++t) {
+    __builtin_prefetch(next.u + t * next.u_step);
+    __builtin_prefetch(next.delta + t * next.delta_step);
     const Vec d = load(dt + t * W), v = load(x + t * W);
     Vec sum = load(y + t * W);
 #pragma GCC unroll 16
@@ -113,11 +131,11 @@ __attribute__((noinline)) void forward_block(const float* dt, const float* x, co
 
 template <bool ANY>
 void forward_segment(const float* dt, const float* x, const float* B, const float* C, const Shape& s, const float* decay, float* h,
-                     float* y, int64_t n) {
+                     float* y, int64_t n, const Ahead& next) {
   int64_t i = 0;
   for (; i + FORWARD_STATES <= s.padded; i += FORWARD_STATES)
-    forward_block<FORWARD_STATES, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n);
-  for (; i < s.padded; i += 4) forward_block<4, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n);
+    forward_block<FORWARD_STATES, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n, next);
+  for (; i < s.padded; i += 4) forward_block<4, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n, next);
 }
 
 void save_states(const ScanArgs& a, const Place& p, int64_t chunk, const float* h) {
@@ -144,7 +162,7 @@ int64_t forward_tile(const ScanArgs& a, const Shape& s, const Place& p, int64_t 
     if (a.states && next_chunk < stop) stop = next_chunk;
     const int64_t i = k - begin;
     (wide ? forward_segment<true> : forward_segment<false>)(tile.dt + i * W, tile.x + i * W, B + i * s.ld, C + i * s.ld, s, decay, h,
-                                                            tile.y + i * W, stop - k);
+                                                            tile.y + i * W, stop - k, next_rows(a, p, k + TILE));
     k = stop;
     if (k == a.starts[sequence + 1]) save_last(a, p, sequence, h);
   }
