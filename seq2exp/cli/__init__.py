@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import typer
@@ -53,7 +52,6 @@ UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 2 a mistake of the user, 130 interrupted."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         code = app(arguments, prog_name="seq2exp", standalone_mode=False)
     except UserError as error:

@@ -21,7 +21,7 @@ def discover(
     min_length: Annotated[int, typer.Option(help="drop regions shorter than this many bases")] = 20,
     gene: Annotated[str | None, typer.Option(help="gene to draw; default: the highest prediction")] = None,
     truth: Annotated[Path | None, typer.Option(help="BED of known elements, drawn below the discovered ones")] = None,
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = None,
     workers: Workers = 0,
     device: Device = "auto",
     precision: Precision = None,
@@ -33,7 +33,9 @@ def discover(
     """
     from seq2exp.errors import UserError
 
-    model, windows, precision = open_trained(model_path, store_path, split, device, precision)
+    model, windows, how = open_trained(
+        model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
+    )
     from seq2exp.inference.discover import Selection, write_discovery
     from seq2exp.inference.discover import discover as loci
     from seq2exp.inference.plot import plot_locus, read_elements
@@ -43,9 +45,8 @@ def discover(
     if gene is not None and gene not in set(windows.genes["gene_id"]):
         raise UserError(f"{windows.store.path}: no gene {gene!r}{f' in split {split}' if split else ''}")
     out = out or model_path / "discovery"
-    settings = {"batch_size": batch_size, "workers": workers, "precision": precision}
     chromosomes = windows.store.chromosomes
-    found = write_discovery(out, loci(model, windows, selection, **settings), chromosomes, gene)
+    found = write_discovery(out, loci(model, windows, selection, **how), chromosomes, gene)
     echo(f"{out / 'regions.bed'}: {len(found.regions)} regions of {found.genes} genes")
     echo(f"{out / 'mask.bw'}: the mask per base")
     if found.locus is not None:

@@ -15,18 +15,20 @@ def evaluate(
     store_path: StorePath = None,
     split: Split = None,
     out: Annotated[Path | None, typer.Option(help="folder for the CSV and JSON; default: MODEL/evaluation")] = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     workers: Workers = 0,
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
     """Compare predictions with measured expression: MSE, MAE, Pearson, Spearman and mask ratio of every split."""
-    model, windows, precision = open_trained(model_path, store_path, split, device, precision)
+    model, windows, how = open_trained(
+        model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
+    )
     from seq2exp.inference.evaluate import score_splits
     from seq2exp.inference.files import atomic, write_json
     from seq2exp.inference.windows import predict_genes
 
-    table = score_splits(predict_genes(model, windows, batch_size=batch_size, workers=workers, precision=precision))
+    table = score_splits(predict_genes(model, windows, **how))
     out = out or model_path / "evaluation"
     with atomic(out / "evaluation.csv") as partial:
         table.to_csv(partial, index=False)

@@ -15,17 +15,19 @@ def predict(
     store_path: StorePath = None,
     split: Split = None,
     out: Annotated[Path | None, typer.Option(help="CSV to write; default: MODEL/predictions.csv")] = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     workers: Workers = 0,
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
     """Predict the expression of every gene of a store, with or without a target, into one CSV."""
-    model, windows, precision = open_trained(model_path, store_path, split, device, precision)
+    model, windows, how = open_trained(
+        model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
+    )
     from seq2exp.inference.files import atomic
     from seq2exp.inference.windows import predict_genes
 
-    genes = predict_genes(model, windows, batch_size=batch_size, workers=workers, precision=precision)
+    genes = predict_genes(model, windows, **how)
     out = out or model_path / "predictions.csv"
     with atomic(out) as partial:
         genes.to_csv(partial, index=False)

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from seq2exp.data_tools import GeneWindows
 from seq2exp.errors import UserError
 
 from .files import atomic
-from .windows import run_windows
+from .windows import Model, run_windows
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Discovery:
     locus: Locus | None
 
 
-def discover(model: nn.Module, windows: GeneWindows, selection: Selection, **settings: Any) -> Iterator[Locus]:
+def discover(model: Model, windows: GeneWindows, selection: Selection, **settings: Any) -> Iterator[Locus]:
     """The loci of all windows in genome order.
 
     The centre of a window always passes the mask, so it is no discovery: no region lies there, in excluded bases or

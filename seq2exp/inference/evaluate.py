@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pandas as pd
 import torch
 
@@ -15,8 +17,8 @@ def scores(genes: pd.DataFrame) -> dict[str, float]:
         genes: what ``predict_genes`` returns. Genes without a target are left out and counted in ``without_target``.
 
     Returns:
-        the metrics (a correlation of fewer than 2 genes is NaN), ``mask_ratio`` (mean share of the window that the mask
-        lets through), ``genes`` and ``without_target``.
+        the metrics (a correlation of fewer than 2 genes, or with a constant, is NaN), ``mask_ratio`` (mean share of the
+        window that the mask lets through), ``genes`` and ``without_target``.
     """
     from torchmetrics import functional as F
 
@@ -29,8 +31,10 @@ def scores(genes: pd.DataFrame) -> dict[str, float]:
         result["mse"] = float(F.mean_squared_error(prediction, target))
         result["mae"] = float(F.mean_absolute_error(prediction, target))
         if n > 1:
-            result["pearson"] = float(F.pearson_corrcoef(prediction, target))
-            result["spearman"] = float(F.spearman_corrcoef(prediction, target))
+            with warnings.catch_warnings():  # of a constant prediction, whose correlation is NaN
+                warnings.simplefilter("ignore", UserWarning)
+                result["pearson"] = float(F.pearson_corrcoef(prediction, target))
+                result["spearman"] = float(F.spearman_corrcoef(prediction, target))
     mask_ratio = float(measured["selected_fraction"].mean()) if n else float("nan")
     return result | {"mask_ratio": mask_ratio, "genes": n, "without_target": len(genes) - n}
 

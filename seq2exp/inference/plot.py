@@ -70,7 +70,7 @@ def plot_locus(
     kinds = sorted({k.kind for k in here}, key=lambda kind: (kind != "causal", kind))
     rows = 1 + len(kinds)  # discovered, then one line per kind of known element
     heights = [0.45, *[1.0] * len(signal_names), 1.35, 0.34 * rows + 0.1]
-    style = {
+    style: Any = {
         "font.size": 9, "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "text.color": INK, "axes.labelcolor": INK,
         "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False,
         "font.family": "DejaVu Sans",

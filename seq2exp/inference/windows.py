@@ -6,16 +6,21 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from seq2exp.data_tools import GeneWindows, collate
 from seq2exp.errors import UserError
+
+if TYPE_CHECKING:
+    from seq2exp import Seq2Exp
+    from seq2exp.baselines import GeneExpBiMamba
+
+Model: TypeAlias = "Seq2Exp | GeneExpBiMamba"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,7 +37,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def call_model(model: nn.Module, batch: dict[str, Any], device: torch.device, seed: int | None = None) -> Any:
+def call_model(model: Model, batch: dict[str, Any], device: torch.device, seed: int | None = None) -> Any:
     """Move one collated batch to the device and run the model on it."""
     names = ("sequence", "signals", "gene_features", "exclude", "include")
     moved = {name: batch[name].to(device, non_blocking=True) for name in names}
@@ -48,7 +53,7 @@ def call_model(model: nn.Module, batch: dict[str, Any], device: torch.device, se
 
 
 def run_windows(
-    model: nn.Module,
+    model: Model,
     windows: GeneWindows,
     *,
     batch_size: int = 1,
@@ -66,7 +71,7 @@ def run_windows(
             yield batch, call_model(model, batch, device)
 
 
-def predict_genes(model: nn.Module, windows: GeneWindows, **settings: Any) -> pd.DataFrame:
+def predict_genes(model: Model, windows: GeneWindows, **settings: Any) -> pd.DataFrame:
     """One row per gene: gene_id, chrom, tss, strand, split, prediction, target (NaN without), selected_fraction."""
     rows: list[pd.DataFrame] = []
     for batch, out in run_windows(model, windows, **settings):
@@ -84,7 +89,7 @@ def selected_fraction(out: Any) -> Any:
     return out.mask.float().mean(1).cpu().numpy()
 
 
-def load_model(path: str | Path, device: str = "auto") -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str, Any], dict[str, Any]]:
     """A trained model from a run folder (its best/) or from a folder of ``save_pretrained``.
 
     Returns:
@@ -121,7 +126,7 @@ def input_names(windows: GeneWindows) -> dict[str, list[str]]:
     return {"signals": windows.signal_names, "gene_features": list(windows.store.feature_names)}
 
 
-def check_inputs(model: nn.Module, inputs: dict[str, Any], windows: GeneWindows) -> None:
+def check_inputs(model: Model, inputs: dict[str, Any], windows: GeneWindows) -> None:
     """Raise UserError unless the store's signals and gene features are those that the model was trained on."""
     held, path = input_names(windows), windows.store.path
     counts = {"signals": model.config.tracks, "gene_features": model.config.gene_features}

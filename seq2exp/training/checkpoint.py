@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from seq2exp.errors import UserError
 from seq2exp.inference.files import atomic
+from seq2exp.inference.windows import Model
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -41,7 +42,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            state = json.loads(file.metadata()["state"])
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint of this program: {error}") from None
@@ -71,7 +72,7 @@ def check_weights(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> N
             )
 
 
-def save_model(folder: Path, model: nn.Module, inputs: dict[str, Any]) -> None:
+def save_model(folder: Path, model: Model, inputs: dict[str, Any]) -> None:
     """``model.save_pretrained`` and the names of its inputs (inputs.json), each file replaced atomically."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -26,33 +26,33 @@ class DataConfig(Section):
     """What is read and how: the store, windows per step, reader processes, share of reverse-complemented windows."""
 
     store: Path
-    batch_size: int = Field(8, ge=1)
-    workers: int = Field(0, ge=0, le=64)
+    batch_size: int = Field(default=8, ge=1)
+    workers: int = Field(default=0, ge=0, le=64)
     rc_augmentation: Fraction = 0.0
 
 
 class OptimizerConfig(Section):
     """AdamW and the norm at which gradients are clipped. Defaults: the paper."""
 
-    lr: float = Field(5e-4, gt=0, le=1)
-    weight_decay: float = Field(1e-6, ge=0, le=1)
+    lr: float = Field(default=5e-4, gt=0, le=1)
+    weight_decay: float = Field(default=1e-6, ge=0, le=1)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
 
 
 class ScheduleConfig(Section):
     """Linear warm-up from ``start_lr`` to ``optimizer.lr``, then a cosine down to ``end_lr``. Defaults: the paper."""
 
-    warmup_steps: int = Field(5_000, ge=0)
-    warmup_fraction: Fraction | None = Field(None, description="share of all steps; replaces warmup_steps")
-    start_lr: float = Field(1e-5, ge=0)
-    end_lr: float = Field(1e-4, ge=0)
+    warmup_steps: int = Field(default=5_000, ge=0)
+    warmup_fraction: Fraction | None = Field(default=None, description="share of all steps; replaces warmup_steps")
+    start_lr: float = Field(default=1e-5, ge=0)
+    end_lr: float = Field(default=1e-4, ge=0)
 
 
 class KLConfig(Section):
     """KL weight: 0 for ``start_fraction`` of the steps, then linear to ``weight`` over ``ramp_fraction`` of them."""
 
-    weight: float = Field(0.01, ge=0)
+    weight: float = Field(default=0.01, ge=0)
     start_fraction: Fraction = 0.0
     ramp_fraction: Fraction = 0.0
 
@@ -66,11 +66,11 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     kl: KLConfig = KLConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
-    steps: int = Field(50_000, ge=1)
-    seed: int = Field(2, ge=0, lt=2**31)
-    log_every: int = Field(50, ge=1)
-    evaluate_every: int = Field(1_000, ge=1)
-    checkpoint_every: int = Field(1_000, ge=1)
+    steps: int = Field(default=50_000, ge=1)
+    seed: int = Field(default=2, ge=0, lt=2**31)
+    log_every: int = Field(default=50, ge=1)
+    evaluate_every: int = Field(default=1_000, ge=1)
+    checkpoint_every: int = Field(default=1_000, ge=1)
 
     @field_validator("model")
     @classmethod
@@ -194,5 +194,5 @@ def _siblings(model: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list
     """Names of the fields beside the one at ``loc``."""
     for part in loc[:-1]:
         field = model.model_fields.get(str(part)) if model else None
-        model = field.annotation if field and isinstance(field.annotation, type) else None  # type: ignore[assignment]
+        model = field.annotation if field and isinstance(field.annotation, type) else None
     return list(model.model_fields) if model and issubclass(model, BaseModel) else []

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from seq2exp.data_tools import GeneWindows, Store, collate, open_store
 from seq2exp.errors import UserError
-from seq2exp.inference.windows import autocast, call_model, input_names, predict_genes, resolve_device
+from seq2exp.inference.windows import Model, autocast, call_model, input_names, predict_genes, resolve_device
 
 from .batches import StepBatches, augment
 from .checkpoint import load_checkpoint, save_checkpoint, save_model
@@ -189,7 +189,7 @@ class Trainer:
                 )
         self.state = RunState(**state)
 
-    def _build_model(self, store: Store) -> torch.nn.Module:
+    def _build_model(self, store: Store) -> Model:
         from seq2exp import Seq2Exp, Seq2ExpConfig
         from seq2exp.baselines import GeneExpBiMamba
 
@@ -203,7 +203,8 @@ class Trainer:
                     f"{', '.join(held) or 'none'}"
                 )
         torch.manual_seed(derive_seed(self.config.seed, "weights"))
-        return (Seq2Exp if isinstance(config, Seq2ExpConfig) else GeneExpBiMamba)(config).to(self.device)
+        model: Model = Seq2Exp(config) if isinstance(config, Seq2ExpConfig) else GeneExpBiMamba(config)
+        return model.to(self.device)
 
     def _progress(self) -> Progress:
         return Progress(
