@@ -1,14 +1,11 @@
 """Loads the compiled extension, seq2exp/_C.so."""
 
-import functools
 from importlib.resources import files
 
 import torch
 
 
-@functools.cache
-def load() -> str | None:
-    """None when the compiled extension is loaded, otherwise the reason why it is not. Never compiles."""
+def _load() -> str | None:
     path = files("seq2exp") / "_C.so"
     if not path.is_file():
         return "this installation has no compiled extension: there was no working C++ compiler when it was built"
@@ -17,3 +14,11 @@ def load() -> str | None:
     except OSError as error:
         return f"the compiled extension {path} cannot be loaded: {error.__cause__ or error}"
     return None
+
+
+_REASON = _load()  # once, at import: torch.compile traces the callers of load()
+
+
+def load() -> str | None:
+    """None when the compiled extension is loaded, otherwise the reason why it is not. Never compiles."""
+    return _REASON
