@@ -306,18 +306,13 @@ def _contact_rows(config: BuildConfig, source: ContactSource, genes: pd.DataFram
     """float32 (genes, 2 * reach + 1) contacts around each TSS, and what they are."""
     reach = config.contact_reach
     law = PowerLaw(config.powerlaw_gamma, config.powerlaw_scale)
-    rows = np.full((len(genes), 2 * reach + 1), np.nan)
-    chroms = genes["chrom"].to_numpy()
-    unmeasured = []
-    for chrom in dict.fromkeys(chroms):
-        here = np.flatnonzero(chroms == chrom)
-        measured = source.rows(chrom, genes["tss"].to_numpy()[here], reach)
-        if measured is None:
-            unmeasured.append(str(chrom))
-        else:
-            rows[here] = measured
+    rows = source.rows(genes["chrom"].to_numpy(), genes["tss"].to_numpy(), reach)
     filled = ~np.isfinite(rows)
-    factor = power_law_factor([rows], law, reach, source.resolution)
+    factor = power_law_factor(rows, law, reach, source.resolution)
+    by_gene = filled.all(axis=1)
+    unmeasured = [
+        str(chrom) for chrom, all_filled in pd.Series(by_gene).groupby(genes["chrom"]).all().items() if all_filled
+    ]
     if unmeasured and config.contacts != "powerlaw":
         log.warning("%s: no contacts of %s; they take the power law.", config.contacts, ", ".join(unmeasured))
     described = {

@@ -1,7 +1,7 @@
 """Contacts between a TSS and the bins around it: measured tables and maps, the power law where nothing was measured.
 
-A source gives, for the TSSs of one chromosome, rows (genes, 2 * reach + 1) of contacts in the source's own units; the
-middle column is the bin of the TSS; NaN means not measured. ``fill_with_power_law`` completes them.
+A source gives rows (genes, 2 * reach + 1) of contacts in its own units; the middle column is the bin of the TSS; NaN
+means not measured. ``fill_with_power_law`` completes them.
 """
 
 import logging
@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
+from seq2exp.data_tools.maps import read_map
 from seq2exp.data_tools.tables import read_table
 from seq2exp.errors import UserError
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 RESOLUTION = 5_000  # bases a bin, where the source does not say: the Activity-by-Contact (ABC) model's
 _FLOOR = 5_000  # ABC: the law was fitted from 5 kb on; nearer pairs count as 5 kb apart
 _VALUE_COLUMNS = ("KR_norm", "KR", "VC_norm", "VC", "balanced", "contact", "value", "count", "raw_count")
-_NORMALIZATIONS = ("KR", "VC", "VC_SQRT", "SCALE", "weight", "ICE")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ContactSource(Protocol):
     resolution: int
     value: str
 
-    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
-        """(genes, 2 * reach + 1) float64, NaN where not measured; None when the source lacks the chromosome."""
+    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
+        """chroms (genes,) names, tss (genes,) int64 -> (genes, 2 * reach + 1) float64, NaN where not measured."""
         ...
 
 
@@ -58,8 +58,8 @@ class PowerLawSource:
     resolution = RESOLUTION
     value = "power law"
 
-    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
-        return None
+    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
+        return np.full((len(tss), 2 * reach + 1), np.nan)
 
 
 class TableSource:
@@ -96,10 +96,15 @@ class TableSource:
         for chrom, lines in table.groupby("chrom").indices.items():
             self._chroms[str(chrom)] = _lookup(numbers[0][lines], numbers[1][lines], values[lines])
 
-    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
-        if chrom not in self._chroms:
-            return None
-        covered, keys, values = self._chroms[chrom]
+    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
+        out = np.full((len(tss), 2 * reach + 1), np.nan)
+        for chrom, lookup in self._chroms.items():
+            here = np.flatnonzero(chroms == chrom)
+            out[here] = self._rows(lookup, tss[here], reach)
+        return out
+
+    def _rows(self, lookup: tuple[np.ndarray, np.ndarray, np.ndarray], tss: np.ndarray, reach: int) -> np.ndarray:
+        covered, keys, values = lookup
         own = (tss // self.resolution)[:, None]
         other = own + np.arange(-reach, reach + 1)[None, :]
         measured = np.isin(own, covered) & np.isin(other, covered)
@@ -110,46 +115,17 @@ class TableSource:
 
 
 class MapSource:
-    """A .hic, .cool or .mcool map, read through hictkpy: the row of the TSS's bin.
-
-    Args:
-        resolution: bases a bin, one of those in the file.
-        value: a normalisation of the file, "NONE" for raw counts; default the first there is of KR, VC, VC_SQRT,
-            SCALE, weight, ICE.
-    """
+    """A .hic, .cool or .mcool map: the row of the TSS's bin. See ``maps.read_map`` for the arguments."""
 
     def __init__(self, path: Path, resolution: int = RESOLUTION, value: str | None = None) -> None:
-        self._file = _open_map(path, resolution)
-        self.resolution = int(self._file.resolution())
-        there = list(self._file.avail_normalizations())
-        self.value = value or next((name for name in _NORMALIZATIONS if name in there), "NONE")
-        if self.value != "NONE" and self.value not in there:
-            raise UserError(f"{path}: no normalisation {self.value!r}; it has {', '.join(['NONE', *there])}.")
+        self._path = path
+        _, self.resolution, self.value = read_map(path, resolution, value, [], [], 0)
         if value is None and self.value == "NONE":
             log.warning("%s: no known normalisation; raw counts are used.", path)
-        self._lengths = dict(self._file.chromosomes())
 
-    def rows(self, chrom: str, tss: np.ndarray, reach: int) -> np.ndarray | None:
-        name = next((n for n in (chrom, chrom.removeprefix("chr"), f"chr{chrom}") if n in self._lengths), None)
-        if name is None:
-            return None
-        size, length = self.resolution, self._lengths[name]
-        out = np.full((len(tss), 2 * reach + 1), np.nan)
-        for row, own in zip(out, (tss // size).tolist(), strict=True):
-            if own * size >= length:
-                continue
-            low, high = max(own - reach, 0), min(own + reach + 1, -(-length // size))
-            # the map is an upper triangle: the bins before the TSS's are its column, those after its row
-            row[low - own + reach : reach] = self._fetch(name, (low, own + 1), (own, own + 1))[:-1, 0]
-            row[reach : high - own + reach] = self._fetch(name, (own, own + 1), (own, high))[0]
-        return out if np.isfinite(out).any() and np.nansum(out) > 0 else None
-
-    def _fetch(self, name: str, first: tuple[int, int], second: tuple[int, int]) -> np.ndarray:
-        """float64 (bins, bins): contacts of two ranges of bins, [from, to)."""
-        size, length = self.resolution, self._lengths[name]
-        queries = (f"{name}:{low * size + 1}-{min(high * size, length)}" for low, high in (first, second))
-        pixels = self._file.fetch(*queries, normalization=self.value, count_type="float64")
-        return np.asarray(pixels.to_numpy(), dtype=np.float64)
+    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
+        names = [str(chrom) for chrom in chroms]
+        return read_map(self._path, self.resolution, self.value, names, tss.tolist(), reach)[0]
 
 
 def open_contacts(
@@ -173,16 +149,13 @@ def open_contacts(
     return TableSource(path, columns, value, hint)
 
 
-def power_law_factor(measured: Sequence[np.ndarray], law: PowerLaw, reach: int, resolution: int) -> float:
+def power_law_factor(rows: np.ndarray, law: PowerLaw, reach: int, resolution: int) -> float:
     """What brings the power law into the units of the measured rows: the ratio of their sums over measured bins, the
     TSS's own bin apart (most of its contacts are self-ligation). 1 when nothing was measured."""
     expected = _expected(law, reach, resolution)
-    there, total = 0.0, 0.0
-    for rows in measured:
-        known = np.isfinite(rows)
-        known[:, reach] = False
-        there += float(rows[known].sum())
-        total += float((known * expected).sum())
+    known = np.isfinite(rows)
+    known[:, reach] = False
+    there, total = float(rows[known].sum()), float((known * expected).sum())
     return there / total if there > 0 and total > 0 else 1.0
 
 
@@ -253,21 +226,3 @@ def _resolution(path: Path, starts: np.ndarray) -> int:
             f"{path}: the bins do not start at multiples of one size, so they are no bins of a contact map."
         )
     return size
-
-
-def _open_map(path: Path, resolution: int) -> Any:
-    try:
-        import hictkpy
-    except ImportError as error:
-        raise UserError("Reading .hic, .cool and .mcool needs the package hictkpy.") from error
-    try:
-        if hictkpy.is_hic(path) or hictkpy.is_mcool_file(path):
-            there = [int(r) for r in hictkpy.MultiResFile(path).resolutions()]
-            if resolution not in there:
-                raise UserError(f"{path}: no resolution {resolution}; it has {', '.join(map(str, there))}.")
-            return hictkpy.File(path, resolution)
-        if hictkpy.is_cooler(path):
-            return hictkpy.File(path)
-    except RuntimeError as error:
-        raise UserError(f"{path}: cannot be read as a contact map ({str(error).splitlines()[0]}).") from error
-    raise UserError(f"{path}: neither .hic nor .cool nor .mcool, or damaged.")

@@ -1,0 +1,131 @@
+"""A store from real hg38 input: equal to its sources, and quick enough for 200 kb windows."""
+
+import gzip
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyBigWig
+import pytest
+from pyfaidx import Fasta
+
+from seq2exp.data_tools import GeneWindows, Store, build_store
+from seq2exp.data_tools.contacts import PowerLaw
+from seq2exp.errors import UserError
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(scope="module")
+def fields(realdata: Path) -> dict[str, Any]:
+    hg38 = realdata / "hg38"
+    return {
+        "fasta": hg38 / "genome" / "hg38.subset.fa",
+        "track": {
+            "H3K27ac": hg38 / "signal" / "K562_H3K27ac.element_density.bw",
+            "DNase": hg38 / "signal" / "K562_DNase.element_density.bw",
+            "ATAC": hg38 / "signal" / "ATAC_esATAC.tn5_cuts_151bp.chr20.bw",
+        },
+        "contacts": str(hg38 / "hic" / "K562_HiC.chr22.5kb.hg38.tsv.gz"),
+        "genes": hg38 / "genes" / "genes_usable_in_subset.csv",
+        "target": "K562_RNA_log10",
+        "split": "split_small",
+    }
+
+
+@pytest.fixture(scope="module")
+def store(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return build_store(out=tmp_path_factory.mktemp("real") / "store.zarr", **fields)
+
+
+def test_sequence_equals_the_fasta(store, fields):
+    fasta = Fasta(str(fields["fasta"]), sequence_always_upper=True, build_index=False)
+    rng = np.random.default_rng(0)
+    for chrom, length in store.chromosomes.items():
+        for start in rng.integers(0, length - 50, 100).tolist():
+            text = fasta[chrom][start : start + 50].seq
+            assert "".join("ACGTN"[c] for c in store.sequence(chrom, start, start + 50)) == text
+    known = np.flatnonzero(store.sequence("chr22", 0, 21_000_000) < 4)
+    assert known[0] == 20_012_477 and known[-1] == 20_645_712 and len(known) > 633_000
+
+
+def test_tracks_equal_the_bigwigs_at_random_positions(store, fields):
+    rng = np.random.default_rng(1)
+    for name, path in fields["track"].items():
+        file = pyBigWig.open(str(path))
+        for chrom in ("chr20", "chr22"):
+            covered = [p for s, e, _ in (file.intervals(chrom) or ())[:2_000] for p in (s, e - 1)]
+            positions = [
+                *rng.integers(0, store.chromosomes[chrom], 400).tolist(),
+                *rng.permutation(covered)[:200].tolist(),
+            ]
+            source = [file.values(chrom, p, p + 1)[0] for p in positions]
+            found = [store.track(name, chrom, p, p + 1)[0] for p in positions]
+            np.testing.assert_allclose(found, np.nan_to_num(source), rtol=1e-3)
+            assert chrom == "chr22" or np.count_nonzero(found) > 150
+
+
+def test_contacts_equal_the_table_and_the_power_law(store, fields):
+    with gzip.open(fields["contacts"], "rt") as text:
+        table = pd.read_csv(text, sep="\t")
+    pairs = {(a, b): v for a, b, v in zip(table.bin1_hg38, table.bin2_hg38, table.KR_norm, strict=True)}
+    covered = {b for pair, v in pairs.items() if np.isfinite(v) for b in pair}
+    checked = 0
+    for row, gene in store.genes[store.genes["chrom"] == "chr22"].iterrows():
+        own = gene["tss"] // 5_000 * 5_000
+        assert own in covered
+        for other in range(own - 100_000, own + 100_001, 5_000):
+            found = store.contacts(row, other, other + 5_000)
+            assert (found == found[0]).all()
+            value = pairs.get((min(own, other), max(own, other)), 0.0 if other in covered else np.nan)
+            if np.isfinite(value):
+                assert found[0] == pytest.approx(np.log10(1 + value), rel=1e-5)
+                checked += 1
+    assert checked > 300
+    row = store.genes.index[store.genes["chrom"] == "chr20"][0]
+    own = int(store.genes.at[row, "tss"]) // 5_000 * 5_000
+    law = store.info["contacts"]["power_law"]
+    expected = law["factor"] * PowerLaw().contact(np.array([0.0, 5e3, 5e4]))
+    found = [store.contacts(row, own + d, own + d + 1)[0] for d in (0, 5_000, 50_000)]
+    np.testing.assert_allclose(found, np.log10(1 + expected), rtol=1e-5)
+    near = table[(table.bin2_hg38 - table.bin1_hg38) == 50_000]["KR_norm"].mean()
+    assert 0.4 < expected[2] / near < 2.5  # the units are those of the measured map
+
+
+def test_genes_and_splits(store):
+    assert len(store.genes) == 106 and int(store.genes["target"].isna().sum()) == 4
+    assert {split: len(GeneWindows(store, split=split)) for split in ("train", "valid", "test")} == {
+        "train": 77,
+        "valid": 16,
+        "test": 9,
+    }
+    assert set(GeneWindows(store, split="test").genes["chrom"]) == {"chr22"}
+
+
+def test_windows_of_200_kb_read_quickly(store):
+    windows = GeneWindows(store, 200_000)
+    item = windows[0]
+    assert item["sequence"].shape == (200_000,) and item["signals"].shape == (200_000, 4)
+    for i in range(len(windows)):
+        assert (windows[i]["sequence"] < 4).float().mean() > 0.98 or windows[i]["chrom"] == "chr22"
+    windows.store._cache.limit = 0
+    times = []
+    for i in range(40):
+        began = time.process_time()
+        windows[i]
+        times.append(time.process_time() - began)
+    assert np.median(times) < 0.05  # measured: 10 ms
+
+
+def test_the_whole_gene_table_names_the_first_missing_chromosome(fields, realdata, tmp_path):
+    table = realdata / "hg38" / "genes" / "genes_18413_tss_expression.csv"
+    with pytest.raises(UserError, match="chromosome 'chrX'"):
+        build_store(**{**fields, "out": tmp_path / "s.zarr", "genes": table, "split": "split_paper"})
+
+
+def test_tracks_of_another_assembly(fields, realdata, tmp_path):
+    other = realdata / "extra_hg19" / "CoolBox_chr9_4-6Mb_K562_H3K27ac.bigwig"
+    with pytest.raises(UserError, match=r"chr20 has 63,025,520 bases, but 10,000,000|no chromosome 'chr20'"):
+        build_store(**{**fields, "out": tmp_path / "s.zarr", "track": {"H3K27ac": other}})
