@@ -1,8 +1,9 @@
 """Builds seq2exp/_C.so from csrc/ with ninja, g++ and nvcc; the rest of the metadata is in pyproject.toml.
 
-C++ kernels are built when there is a working compiler (CXX, default g++), CUDA kernels when there is also nvcc (NVCC, CUDA_HOME
-or PATH). What is missing is left out and said in one notice. MAX_JOBS bounds the parallel jobs. The extension uses the libtorch
-stable ABI: it holds nothing of Python and works with every torch from 2.10 on, so the wheel is tagged py3-none-<platform>.
+C++ kernels are built when there is a working compiler (CXX, default g++), CUDA kernels when there is also nvcc (NVCC,
+CUDA_HOME or PATH). What is missing is left out and said in one notice. MAX_JOBS bounds the parallel jobs. The extension
+uses the libtorch stable ABI: it holds nothing of Python and works with every torch from 2.10 on, so the wheel is tagged
+py3-none-<platform>.
 """
 
 import functools
@@ -22,7 +23,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-MAPPED = {"seq2exp": "seq2exp", "seq2exp.kernels": "kernels", "seq2exp.data_tools": "data_tools"}  # as in pyproject.toml
+# as in pyproject.toml
+MAPPED = {"seq2exp": "seq2exp", "seq2exp.kernels": "kernels", "seq2exp.data_tools": "data_tools"}
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {
@@ -95,7 +97,8 @@ def find_torch() -> Path:
                 return torch
     sys.exit(
         "seq2exp: the kernels are compiled against the PyTorch of this environment and none from 2.10 on was found in "
-        f'{sys.prefix}: run "pip install torch setuptools ninja" first, then repeat the install with --no-build-isolation.'
+        f'{sys.prefix}: run "pip install torch setuptools ninja" first, then repeat the install with '
+        "--no-build-isolation."
     )
 
 
@@ -104,7 +107,7 @@ def find_ninja() -> str:
         import ninja
 
         return str(Path(ninja.BIN_DIR, "ninja"))
-    return shutil.which("ninja") or sys.exit('seq2exp: ninja was not found: run "pip install ninja" and repeat the install.')
+    return shutil.which("ninja") or sys.exit('seq2exp: ninja was not found: run "pip install ninja" and install again.')
 
 
 def ninja_file(torch: Path, output: Path, nvcc: str | None) -> str:
@@ -158,7 +161,7 @@ def ninja_file(torch: Path, output: Path, nvcc: str | None) -> str:
 
 class BuildNative(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        return os.path.join(*fullname.split(".")) + ".so"
+        return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -170,13 +173,13 @@ class BuildNative(build_ext):
         elif self.ninja(torch, output, None):
             reason = f"nvcc ({nvcc}) failed, see above" if nvcc else "nvcc was not found"
             notice(
-                f"{reason}, so the CUDA kernels are left out: the CPU kernels are built ({cxx()}), GPU tensors use Triton "
-                "or plain PyTorch."
+                f"{reason}, so the CUDA kernels are left out: the CPU kernels are built ({cxx()}), GPU tensors use "
+                "Triton or plain PyTorch."
             )
         else:
             sys.exit(
-                f"seq2exp: {cxx()} could not compile the CPU kernels, see above: name another compiler with CXX, or install "
-                "without them by CXX=/bin/false."
+                f"seq2exp: {cxx()} could not compile the CPU kernels, see above: name another compiler with CXX, or "
+                "install without them by CXX=/bin/false."
             )
 
     def ninja(self, torch: Path, output: Path, nvcc: str | None) -> bool:
@@ -203,8 +206,8 @@ def extensions() -> list[Extension]:
     if compiler():
         return [Extension("seq2exp._C", sources=[])]
     notice(
-        f"no working C++ compiler ({cxx()}), so the compiled kernels are left out: everything runs on plain PyTorch, the scan "
-        "several times slower on the CPU."
+        f"no working C++ compiler ({cxx()}), so the compiled kernels are left out: everything runs on plain PyTorch, "
+        "the scan several times slower on the CPU."
     )
     return []
 

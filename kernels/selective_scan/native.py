@@ -19,8 +19,8 @@ def states_shape(batch: int, dim: int, state: int, length: int, n_sequences: int
 
 
 def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-    delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, save_states: bool = True,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, save_states: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (batch, dim, L) with u's dtype and strides, last state and chunk-boundary states (float32).
 
@@ -39,7 +39,8 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """du, ddelta, dA, dB, dC, dD, dz, ddelta_bias; None for absent inputs. The same bits for any number of threads.
 
-    du, ddelta and dz have the dtypes and strides of their inputs; dA, dD, ddelta_bias are float32; dB and dC are contiguous.
+    du, ddelta and dz have the dtypes and strides of their inputs; dA, dD, ddelta_bias are float32; dB and dC are
+    contiguous, in the dtypes of B and C.
     """
     *needed, dD, dz, dbias = torch.ops.seq2exp_native.selective_scan_bwd(
         grad_out, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens, states

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -31,8 +33,8 @@ def isa(request) -> Iterator[str]:
 
 
 def problem(
-    batch=2, dim=20, state=16, length=130, groups=1, dtype=torch.float32, gate=True, skip=True, bias=True, softplus=True,
-    reverse=False, cu_seqlens=None, transposed=False, seed=0,
+    batch=2, dim=20, state=16, length=130, groups=1, dtype=torch.float32, gate=True, skip=True, bias=True,
+    softplus=True, reverse=False, cu_seqlens=None, transposed=False, seed=0,
 ) -> SimpleNamespace:  # fmt: skip
     """Inputs as Mamba has them: step sizes 1e-3..1e-1, A = -(1..state)."""
     g = torch.Generator().manual_seed(seed)
@@ -56,9 +58,9 @@ def problem(
         delta = delta + step.log()[:, None].to(dtype)
     if not softplus:
         delta = delta.exp() * (step[:, None].to(dtype) if bias else 1)
+    A = -torch.arange(1.0, state + 1).repeat(dim, 1) * (1 + 0.1 * torch.rand(dim, 1, generator=g))
     return SimpleNamespace(
-        u=signal(), delta=delta, A=-torch.arange(1.0, state + 1).repeat(dim, 1) * (1 + 0.1 * torch.rand(dim, 1, generator=g)),
-        B=projection(), C=projection(), D=normal(dim) if skip else None, z=signal() if gate else None,
+        u=signal(), delta=delta, A=A, B=projection(), C=projection(), D=normal(dim) if skip else None, z=signal() if gate else None,
         delta_bias=(step.log() if softplus else 1e-3 * torch.rand(dim, generator=g)) if bias else None,
         softplus=softplus, reverse=reverse, cu_seqlens=None if cu_seqlens is None else torch.tensor(cu_seqlens),
     )  # fmt: skip
@@ -153,13 +155,17 @@ def test_dense_forms_that_are_no_layout_of_ours(isa):
 
 
 @pytest.mark.parametrize("softplus", [False, True])
-@pytest.mark.parametrize("options", [{"gate": False}, {"skip": False}, {"bias": False}, {"gate": False, "skip": False, "bias": False}])
+@pytest.mark.parametrize(
+    "options", [{"gate": False}, {"skip": False}, {"bias": False}, {"gate": False, "skip": False, "bias": False}]
+)
 def test_absent_inputs(isa, options, softplus):
     check(problem(length=75, softplus=softplus, **options))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("cu_seqlens", [[0, 150], [0, 1, 2, 3, 150], [0, 0, 64, 64, 128, 149, 150, 150], [0, 20, 70, 130, 150]], ids=str)
+@pytest.mark.parametrize(
+    "cu_seqlens", [[0, 150], [0, 1, 2, 3, 150], [0, 0, 64, 64, 128, 149, 150, 150], [0, 20, 70, 130, 150]], ids=str
+)
 def test_packed_sequences(isa, cu_seqlens, reverse):
     check(problem(batch=1, length=150, cu_seqlens=cu_seqlens, reverse=reverse))
 
@@ -168,7 +174,7 @@ def test_packed_equals_one_by_one(isa):
     offsets = [0, 37, 100, 101, 260]
     p = problem(batch=1, length=260, cu_seqlens=offsets)
     packed, last, _ = native.forward(*arguments(p))
-    for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(offsets)):
         one = SimpleNamespace(**vars(p))
         for name in ("u", "delta", "z", "B", "C"):
             setattr(one, name, getattr(p, name)[..., a:b])
@@ -187,9 +193,10 @@ def test_groups_of_B_and_C_differ(isa):
     p.C = problem(dim=24, groups=3, length=70, seed=1).C
     wide = SimpleNamespace(**vars(p))
     wide.B, wide.C = p.B.repeat_interleave(3, 1), p.C.repeat_interleave(2, 1)
-    assert rms_error(native.forward(*arguments(p))[0], reference.selective_scan_forward(*arguments(wide, torch.float64))[0]) <= 1e-5
+    out, _, states = native.forward(*arguments(p))
+    assert rms_error(out, reference.selective_scan_forward(*arguments(wide, torch.float64))[0]) <= 1e-5
     grad = torch.ones_like(p.u)
-    got = native.backward(grad, *arguments(p), native.forward(*arguments(p))[2])
+    got = native.backward(grad, *arguments(p), states)
     exact = reference.selective_scan_backward(grad.double(), *arguments(wide, torch.float64))
     assert rms_error(got[3], exact.B.unflatten(1, (2, 3)).sum(2)) <= 1e-4
     assert rms_error(got[4], exact.C.unflatten(1, (3, 2)).sum(2)) <= 1e-4
@@ -236,7 +243,9 @@ def test_nan_stays_in_its_row(isa):
     assert du[rows].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [{}, {"batch": 1, "dim": 100, "length": 700}, {"groups": 2, "transposed": True}], ids=str)
+@pytest.mark.parametrize(
+    "shape", [{}, {"batch": 1, "dim": 100, "length": 700}, {"groups": 2, "transposed": True}], ids=str
+)
 def test_same_bits_for_any_number_of_threads(isa, shape):
     p = problem(**shape)
     before = torch.get_num_threads()
@@ -266,7 +275,8 @@ def test_storage_rounding_is_that_of_torch(isa, dtype):
     n = x.shape[-1]
     D = torch.tensor([1 + 2**-7 + 2**-10 + 2**-11 + 2**-12])
     nothing = torch.zeros(1, 1, 1, n, dtype=dtype)
-    out = native.forward(x, torch.zeros_like(x), -torch.ones(1, 1), nothing, nothing, D, None, None, False, False, None)[0]
+    A = -torch.ones(1, 1)
+    out = native.forward(x, torch.zeros_like(x), A, nothing, nothing, D, None, None, False, False, None)[0]
     assert torch.equal(out, (x.float() * D).to(dtype))
 
 
@@ -280,8 +290,13 @@ def test_environment_forces_an_instruction_set():
         "from seq2exp.kernels import _extension; import torch; assert _extension.load() is None; "
         "print(torch.ops.seq2exp_native.cpu_instruction_set())"
     )
+
+    def python(name: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"SEQ2EXP_CPU_ISA": name}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
     for name in SETS:
-        run = subprocess.run([sys.executable, "-c", program], env={"SEQ2EXP_CPU_ISA": name}, capture_output=True, text=True)
+        run = python(name)
         assert run.stdout.strip() == name, run.stderr
-    run = subprocess.run([sys.executable, "-c", program], env={"SEQ2EXP_CPU_ISA": "avx9"}, capture_output=True, text=True)
+    run = python("avx9")
     assert run.returncode != 0 and "SEQ2EXP_CPU_ISA asks for instruction set 'avx9'" in run.stderr
