@@ -1,6 +1,20 @@
 """The ops of seq2exp. They know tensors, not models. Always imported as `seq2exp.kernels`."""
 
 from seq2exp.kernels.backend import backends, set_backend
+from seq2exp.kernels.beta_mask import BetaMask, beta_mask
+from seq2exp.kernels.bimamba import ScanWeights, bimamba
+from seq2exp.kernels.gather import Packed, pack_selected, unpack_selected
 from seq2exp.kernels.selective_scan import selective_scan
 
-__all__ = ["backends", "selective_scan", "set_backend"]
+__all__ = [
+    "BetaMask",
+    "Packed",
+    "ScanWeights",
+    "backends",
+    "beta_mask",
+    "bimamba",
+    "pack_selected",
+    "selective_scan",
+    "set_backend",
+    "unpack_selected",
+]
