@@ -164,7 +164,7 @@ class _Inputs:
         used = set(self.genes["chrom"])
         self.chromosomes = {chrom: length for chrom, length in lengths.items() if chrom in used}
         for name, path in config.track.items():
-            _check_track(name, path, config.fasta, self.chromosomes)
+            _check_track(name, path, config.fasta, lengths, list(self.chromosomes))
         self.regions = {
             role: read_bed(path, self.chromosomes)
             for role, path in (("exclude", config.exclude), ("include", config.include))
@@ -326,9 +326,9 @@ def _contact_rows(config: BuildConfig, source: ContactSource, genes: pd.DataFram
     return fill_with_power_law(rows, law, factor, source.resolution), described
 
 
-def _check_track(name: str, path: Path, fasta: Path, chromosomes: dict[str, int]) -> None:
+def _check_track(name: str, path: Path, fasta: Path, lengths: dict[str, int], chromosomes: list[str]) -> None:
     with BigWig(path) as file:
-        for chrom, length in chromosomes.items():
+        for chrom, length in lengths.items():
             if file.lengths.get(chrom, length) != length:
                 raise UserError(
                     f"{path}: {chrom} has {file.lengths[chrom]:,} bases, but {length:,} in {fasta}; track {name} and "

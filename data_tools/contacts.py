@@ -38,7 +38,7 @@ class PowerLaw:
 
     def contact(self, distance: np.ndarray) -> np.ndarray:
         """distance in bases -> contact, float64, same shape."""
-        return np.exp(self.scale - self.gamma * np.log(np.maximum(distance, _FLOOR) + 1.0))
+        return np.asarray(np.exp(self.scale - self.gamma * np.log(np.maximum(distance, _FLOOR) + 1.0)))
 
 
 class ContactSource(Protocol):
@@ -111,7 +111,7 @@ class TableSource:
         wanted = _key(np.minimum(own, other), np.maximum(own, other))
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         out = np.where(keys[at] == wanted, values[at], 0.0)
-        return np.where(measured, out, np.nan)
+        return np.asarray(np.where(measured, out, np.nan))
 
 
 class MapSource:
@@ -125,7 +125,7 @@ class MapSource:
 
     def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
         names = [str(chrom) for chrom in chroms]
-        return read_map(self._path, self.resolution, self.value, names, tss.tolist(), reach)[0]
+        return np.asarray(read_map(self._path, self.resolution, self.value, names, tss.tolist(), reach)[0])
 
 
 def open_contacts(
@@ -171,7 +171,7 @@ def _expected(law: PowerLaw, reach: int, resolution: int) -> np.ndarray:
 
 
 def _key(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return (low.astype(np.int64) << 32) + high.astype(np.int64)
+    return np.asarray((low.astype(np.int64) << 32) + high.astype(np.int64))
 
 
 def _lookup(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -216,7 +216,7 @@ def _whole_numbers(path: Path, table: pd.DataFrame, name: str) -> np.ndarray:
     if wrong.any():
         line = int(wrong.argmax())
         raise UserError(f"{path}: line {line + 2}: {name} is {table[name].iloc[line]!r}, not a position.")
-    return numbers.astype(np.int64)
+    return np.asarray(numbers.astype(np.int64))
 
 
 def _resolution(path: Path, starts: np.ndarray) -> int:

@@ -130,7 +130,7 @@ def _place_genes(p: SimulationParameters, rng: np.random.Generator) -> pd.DataFr
     train = [len(part) for part in np.array_split(np.arange(p.genes - valid - test), p.chromosomes - 2)]
     counts = [*train, valid, test]
     splits = ["train"] * len(train) + ["valid", "test"]
-    rows = []
+    rows: list[tuple[str, str, int, str, float, str]] = []
     for number, (count, split) in enumerate(zip(counts, splits, strict=True), 1):
         for i in range(count):
             tss = (2 * i + 2) * p.length // CONTACT_BIN * CONTACT_BIN + CONTACT_BIN // 2
@@ -170,7 +170,7 @@ def _expression(
     p: SimulationParameters, genes: pd.DataFrame, elements: pd.DataFrame, rng: np.random.Generator
 ) -> np.ndarray:
     total = elements.groupby("gene_id")["effect"].sum().reindex(genes["gene_id"], fill_value=0.0).to_numpy()
-    return np.log10(1 + total) + rng.normal(0, p.noise, size=len(genes))
+    return np.asarray(np.log10(1 + total) + rng.normal(0, p.noise, size=len(genes)))
 
 
 def _sequence(p: SimulationParameters, length: int, elements: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:

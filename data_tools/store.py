@@ -57,9 +57,9 @@ class Store:
         try:
             group = zarr.open_group(self.path, mode="r")
             self.genes = _read_genes(group, self.info["gene_columns"])
-            self._contacts = np.asarray(group["contacts"][:]) if contacts else None
+            self._contacts = _values(group, "contacts") if contacts else None
             self._regions = {
-                role: {chrom: np.asarray(array[:]) for chrom, array in group[role].arrays()} if role in group else {}
+                role: {c: _values(group, f"{role}/{c}") for c in self.chromosomes if f"{role}/{c}" in group}
                 for role in ("exclude", "include")
             }
         except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -130,7 +130,7 @@ class Store:
 
     def track_dtype(self, name: str, chrom: str) -> str:
         """float16 or float32: how the track is stored on this chromosome."""
-        return self._array(f"tracks/{name}/{chrom}").dtype.name
+        return str(self._array(f"tracks/{name}/{chrom}").dtype.name)
 
     def region_size(self, role: str) -> tuple[int, int]:
         """Intervals and bases in the "exclude" or "include" intervals."""
@@ -168,9 +168,16 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _values(group: zarr.Group, name: str) -> np.ndarray:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
+    return np.asarray(array[...])
+
+
 def _read_genes(group: zarr.Group, names: list[str]) -> pd.DataFrame:
     columns = {}
     for number, name in enumerate(names):
-        values = group[f"genes/{number}"][:]
+        values = _values(group, f"genes/{number}")
         columns[name] = values.astype(object) if values.dtype.kind in "TUO" else values
     return pd.DataFrame(columns)

@@ -14,7 +14,7 @@ from seq2exp.data_tools import BuildConfig, SimulationParameters, Store, open_st
 from seq2exp.data_tools.build import build
 from seq2exp.errors import UserError
 
-app = typer.Typer(help="Simulated genomes and stores.", no_args_is_help=True)
+app = typer.Typer(help="Simulated genomes and stores.", add_completion=False)
 _DEFAULT = SimulationParameters(seed=0)
 
 
