@@ -27,7 +27,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t PARTIAL_BYTES = 64 << 20;  // bound on the partial sums of dB and dC
+constexpr int64_t PARTIAL_BYTES = 4 << 20;  // bound on the partial sums of dB and dC: they should stay in the cache
 
 const ScanKernels& kernels() {
   switch (instruction_set()) {
