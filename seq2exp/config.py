@@ -1,0 +1,119 @@
+"""Settings of the Seq2Exp model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class BackboneFields(BaseModel):
+    """Fields that every model of the package shares. Lengths are in bases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    length: Size = 200_000
+    center: Size = 2_000
+    tracks: Size = 3
+    gene_features: int = Field(default=9, ge=0)
+    d_model: Size = 128
+    d_state: int = Field(default=16, ge=1, le=256)
+    d_conv: Size = 4
+    expand: Size = 2
+    recompute: Literal["none", "layer"] = "none"
+
+    @model_validator(mode="after")
+    def _center_fits(self) -> Self:
+        if self.center > self.length:
+            raise ValueError(f"center is {self.center}, longer than length ({self.length})")
+        return self
+
+    def replace(self, **fields: Any) -> Self:
+        """A copy with other values, checked. Raises pydantic's ValidationError for an unknown field or a bad value."""
+        return type(self).model_validate(self.model_dump() | fields)
+
+
+class _Presets(type(BackboneFields)):  # type: ignore[misc]
+    """The four presets of `Seq2ExpConfig`. On the metaclass because `hard` and `top_fraction` are fields of its instances:
+    `Seq2ExpConfig.hard(...)` makes a configuration, `config.hard` is a bool."""
+
+    def soft(cls, **fields: Any) -> Any:
+        """The paper's soft mask: the mask is the Beta sample (mean in evaluation), the predictor is dense."""
+        return cls(**fields)
+
+    def hard(cls, **fields: Any) -> Any:
+        """The paper's hard mask: threshold 0.5, packed predictor, one shared backbone, learned position embedding."""
+        published: dict[str, Any] = dict(
+            hard=True, packed=True, share_backbone=True, position_embedding=True, generator_input="sequence+signals",
+            signal_scale=1.0, beta_min=0.0, prior_mean=0.45, prior_scale=0.1,
+        )  # fmt: skip
+        return cls(**published | fields)
+
+    def top_fraction(cls, fraction: float = 0.10, **fields: Any) -> Any:
+        """The paper's top-k mask: the soft model, its `fraction` largest means set to 1, a dense predictor."""
+        return cls(**dict(top_fraction=fraction, hard=True) | fields)
+
+    def discovery(cls, **fields: Any) -> Any:
+        """Our settings, under which the mask learns which elements are causal."""
+        ours: dict[str, Any] = dict(
+            mask_placement="every_layer", signal_scale=1.0, beta_min=0.0, prior_mean=0.1, prior_scale=1.0, select_bias=3.0
+        )
+        return cls(**ours | fields)
+
+
+class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
+    """All settings of `Seq2Exp`. Make one with `.soft`, `.hard`, `.top_fraction` (the paper's) or `.discovery` (ours).
+
+    length, center: window and centre, in bases. tracks: signals per base. gene_features: numbers per gene beside them.
+    generator_layers, predictor_layers, d_model, d_state, d_conv, expand: the two Caduceus backbones.
+    generator_input: what the generator reads, the sequence embedding or the sum with the signal embedding.
+    share_backbone: generator and predictor are one backbone. position_embedding: a learned (length, d_model) is added.
+    mask_placement: the mask multiplies the predictor's input, or also the normalised input of every layer.
+    packed: the predictor processes the selected bases only (needs a binary mask).
+    task_gradient: with a binary mask the prediction loss reaches the mask straight-through; False is the published behaviour.
+    select_bias: initial bias of the select logit. recompute: "layer" recomputes each layer in the backward, for memory.
+    signal_weights, signal_betas, beta_min, signal_scale, z_scale, prior_mean, prior_scale, hard, threshold, top_fraction,
+    rule: as in `seq2exp.kernels.beta_mask`.
+    """
+
+    generator_layers: Size = 4
+    predictor_layers: Size = 4
+    generator_input: Literal["sequence", "sequence+signals"] = "sequence"
+    share_backbone: bool = False
+    position_embedding: bool = False
+    mask_placement: Literal["input", "every_layer"] = "input"
+    packed: bool = False
+    task_gradient: bool = True
+    select_bias: float = 0.0
+
+    signal_weights: tuple[float, ...] = (0.4, 0.4, 0.2)
+    signal_betas: tuple[float, ...] = (1.5, 0.2, 1.0)
+    beta_min: float = Field(default=1.0, ge=0)
+    signal_scale: Positive = 10.0
+    z_scale: Positive = 1.0
+    prior_mean: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    prior_scale: Positive = 10.0
+    hard: bool = False
+    threshold: Fraction = 0.5
+    top_fraction: Fraction | None = None
+    rule: Literal["sum", "product"] = "sum"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("signal_weights", "signal_betas"):
+            given = getattr(self, name)
+            if len(given) != self.tracks:
+                raise ValueError(
+                    f"{name} has {len(given)} numbers, tracks is {self.tracks}: give one per track, contacts last"
+                )
+        if self.packed and not self.hard:
+            raise ValueError("packed needs hard=True: only a binary mask selects bases")
+        if self.share_backbone and self.generator_layers != self.predictor_layers:
+            raise ValueError(
+                f"share_backbone needs as many generator_layers ({self.generator_layers}) as predictor_layers ({self.predictor_layers})"
+            )
+        return self

@@ -1,0 +1,60 @@
+"""Saving and loading: safetensors and config.json, never pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from seq2exp.config import BackboneFields
+from seq2exp.errors import UserError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class Pretrained:
+    """Mix-in of a module that is made from one configuration, `config`."""
+
+    config_class: ClassVar[type[BackboneFields]]
+    config: BackboneFields
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors and config.json into `folder`, which is made when absent."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self, str(folder / WEIGHTS))  # type: ignore[arg-type]
+        fields = self.config.model_dump(mode="json") | {"model": type(self).__name__}
+        (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The model that `save_pretrained` wrote, in evaluation mode on the CPU.
+
+        Raises
+        ------
+        UserError: no model there, a model of another class, a configuration or weights that do not fit.
+        """
+        folder = Path(folder)
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name}: no such file; give a folder written by save_pretrained")
+        fields: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        kind = fields.pop("model", cls.__name__)
+        if kind != cls.__name__:
+            raise UserError(f"{folder / CONFIG}: holds a {kind}; load it with {kind}.from_pretrained")
+        try:
+            model = cls(cls.config_class.model_validate(fields))  # type: ignore[call-arg]
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        assert isinstance(model, nn.Module)
+        try:
+            load_model(model, str(folder / WEIGHTS))
+        except (RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG}: {' '.join(str(error).split())}") from None
+        return model.eval()
