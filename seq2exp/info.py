@@ -12,7 +12,7 @@ from rich.table import Table
 
 from seq2exp.kernels import _extension, backends
 
-PACKAGES = ("seq2exp", "torch", "triton", "numpy")
+PACKAGES = ("seq2exp", "triton", "numpy")
 
 
 def collect() -> dict[str, Any]:
@@ -22,11 +22,12 @@ def collect() -> dict[str, Any]:
     -------
     dict: versions (name -> version, None when absent), platform, backends (name -> None when usable, else the reason),
     extension (None without compiled extension, else nvcc, cuda_architectures, cuda_runtime, cuda_driver; nvcc is None
-    without CUDA code), gpus (name, compute capability, GiB), threads, instruction_set (in use), instruction_sets (usable).
+    without CUDA code), gpus (name, compute capability, GiB), threads, instruction_set in use, usable instruction_sets.
     """
     extension = _extension_facts()
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "backends": backends(),
         "extension": extension,
