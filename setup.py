@@ -21,6 +21,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # as in pyproject.toml
@@ -159,6 +160,16 @@ def ninja_file(torch: Path, output: Path, nvcc: str | None) -> str:
     return "\n".join([*lines, ""])
 
 
+class BuildPython(build_py):
+    def run(self) -> None:
+        if not compiler():
+            notice(
+                f"no working C++ compiler ({cxx()}), so the compiled kernels are left out: everything runs on plain "
+                "PyTorch, the scan several times slower on the CPU."
+            )
+        super().run()
+
+
 class BuildNative(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
@@ -202,19 +213,9 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-def extensions() -> list[Extension]:
-    if compiler():
-        return [Extension("seq2exp._C", sources=[])]
-    notice(
-        f"no working C++ compiler ({cxx()}), so the compiled kernels are left out: everything runs on plain PyTorch, "
-        "the scan several times slower on the CPU."
-    )
-    return []
-
-
 if __name__ == "__main__":
     setup(
         packages=packages(),
-        ext_modules=extensions(),
-        cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+        ext_modules=[Extension("seq2exp._C", sources=[])] if compiler() else [],
+        cmdclass={"build_py": BuildPython, "build_ext": BuildNative, "bdist_wheel": Wheel},
     )
