@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Subset
 
 from seq2exp.data_tools import GeneWindows, collate
@@ -111,13 +110,12 @@ def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str,
     from seq2exp.baselines import GeneExpBiMamba
 
     try:
-        saved = json.loads((folder / "config.json").read_text())
-        kind = GeneExpBiMamba if "interact" in saved else Seq2Exp
-        model = kind.from_pretrained(folder)
-        inputs = json.loads(read) if (read := _text(folder / "inputs.json")) else {}
-        run = yaml.safe_load(read) if folder != path and (read := _text(path / "config.yaml")) else {}
-    except (SafetensorError, RuntimeError, json.JSONDecodeError, FileNotFoundError) as error:
-        raise UserError(f"{folder}: cannot load the model: {' '.join(str(error).split())}") from None
+        kind = json.loads((folder / "config.json").read_text()).get("model")
+        inputs = json.loads(text) if (text := _text(folder / "inputs.json")) else {}
+        run = yaml.safe_load(text) if folder != path and (text := _text(path / "config.yaml")) else {}
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder}: cannot be read as a saved model: {' '.join(str(error).split())}") from None
+    model = (GeneExpBiMamba if kind == "GeneExpBiMamba" else Seq2Exp).from_pretrained(folder)
     return model.to(resolve_device(device)).eval(), inputs, run
 
 

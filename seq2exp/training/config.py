@@ -122,6 +122,8 @@ def model_config(fields: dict[str, Any], *, tracks: int | None = None, gene_feat
         if value is not None and value not in known:
             raise UserError(f"{name} {value!r} is unknown: one of {', '.join(known)}")
     kind = Seq2ExpConfig if baseline is None else GeneExpBiMambaConfig
+    if tracks is None and isinstance(fields.get("signal_weights"), list | tuple):
+        tracks = len(fields["signal_weights"])  # the store is not open yet
     from_store = {"tracks": tracks, "gene_features": gene_features}
     fields |= {k: v for k, v in from_store.items() if v is not None and k in kind.model_fields and k not in fields}
     known_fields = [*kind.model_fields, *(["top_fraction"] if preset == "top_fraction" else [])]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 
+from seq2exp.loss import kl_ramp
+
 from .config import TrainConfig
 
 
@@ -19,10 +21,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def kl_weight(config: TrainConfig, step: int) -> float:
     """Weight of the KL term at step ``step`` (0-based)."""
-    start, ramp = config.kl.start_fraction * config.steps, config.kl.ramp_fraction * config.steps
-    if step < start:
-        return 0.0
-    return config.kl.weight * (min(1.0, (step - start) / ramp) if ramp else 1.0)
+    kl = config.kl
+    return kl_ramp(step, config.steps, kl.weight, kl.start_fraction, kl.ramp_fraction)
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:

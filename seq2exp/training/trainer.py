@@ -141,10 +141,10 @@ class Trainer:
         values = {
             "loss": loss.detach().item(),
             "train_mse": (out.expression.detach().float() - target).square().mean().item(),
-            "kl": out.kl.detach().item(),
-            "selected_fraction": out.selected_fraction.detach().item(),
             "gradient_norm": norm.item(),
         }
+        if out.kl is not None:  # absent in a model without a mask
+            values |= {"kl": out.kl.detach().item(), "selected_fraction": out.selected_fraction.detach().item()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
             raise UserError(f"{self.run}: training diverged at step {step}: the loss is not finite; lower optimizer.lr")
         self.optimizer.step()
