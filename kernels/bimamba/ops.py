@@ -8,6 +8,9 @@ except in its convolution and its scan, and both of those run from right to left
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,7 +67,7 @@ def _direction(
     x: Tensor, w: ScanWeights, reverse: bool, cu_seqlens: Tensor | None, offset: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """Convolution, projections and scan of one direction: (batch, L, d_inner) -> the same, before the gate."""
-    c = F.silu(_convolve(x, w.conv_weight, w.conv_bias, reverse, offset))
+    c = F.silu(_Convolution.apply(x, w.conv_weight, w.conv_bias, reverse, offset))
     dt_rank, state = w.dt_proj.shape[1], w.A_log.shape[1]
     low_rank, B, C = F.linear(c, w.x_proj).split([dt_rank, state, state], dim=-1)
     delta = F.linear(low_rank, w.dt_proj)
@@ -77,22 +80,56 @@ def _direction(
     return y.transpose(1, 2)
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, offset: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Depthwise causal (reverse: anti-causal) convolution of x (batch, L, d_inner), never across a boundary."""
-    length, width = x.shape[1], weight.shape[2]
-    taps = weight[:, 0].to(x.dtype).unbind(-1)
-    out = torch.addcmul(bias.to(x.dtype), x, taps[-1])
+class _Convolution(torch.autograd.Function):
+    """Depthwise causal (reverse: anti-causal) convolution of x (batch, L, d_inner), never across a boundary.
+
+    Written by hand because autograd through the in-place sums of the taps copies the whole tensor once per tap.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, offset: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        taps = weight[:, 0].to(x.dtype).unbind(-1)
+        out = torch.addcmul(bias.to(x.dtype), x, taps[-1])
+        for shift, source, target in _shifts(x.shape[1], weight.shape[2], reverse):
+            out[:, target].addcmul_(_inside(x[:, source], target, shift, reverse, offset), taps[-1 - shift])
+        ctx.save_for_backward(x, weight, bias, *(offset or ()))
+        ctx.reverse = reverse
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, bias, *offset = ctx.saved_tensors
+        grad = grads[0]
+        taps = weight[:, 0].to(x.dtype).unbind(-1)
+        grad_x = grad * taps[-1]
+        grad_taps = torch.zeros_like(weight)
+        product = torch.mul(grad, x)
+        grad_taps[:, 0, -1] = product.sum((0, 1))
+        for shift, source, target in _shifts(x.shape[1], weight.shape[2], ctx.reverse):
+            part = _inside(grad[:, target], target, shift, ctx.reverse, tuple(offset) or None)
+            grad_x[:, source].addcmul_(part, taps[-1 - shift])
+            torch.mul(part, x[:, source], out=product[:, : x.shape[1] - shift])
+            grad_taps[:, 0, -1 - shift] = product[:, : x.shape[1] - shift].sum((0, 1))
+        return grad_x, grad_taps, grad.sum((0, 1)).to(bias.dtype), None, None
+
+
+def _shifts(length: int, width: int, reverse: bool) -> Iterator[tuple[int, slice, slice]]:
+    """(shift, positions read, positions written) of every tap but the one that reads its own position."""
     for shift in range(1, min(width, length)):
         near, far = slice(0, length - shift), slice(shift, length)
-        source, target = (far, near) if reverse else (near, far)
-        part = x[:, source]
-        if offset is not None:
-            inside = (offset[1] if reverse else offset[0])[target] >= shift
-            part = part * inside[:, None].to(x.dtype)
-        out[:, target].addcmul_(part, taps[-1 - shift])
-    return out
+        yield (shift, far, near) if reverse else (shift, near, far)
+
+
+def _inside(
+    x: Tensor, target: slice, shift: int, reverse: bool, offset: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """x (batch, L - shift, d_inner), zero where the tap would reach from `target` into another sequence."""
+    if offset is None:
+        return x
+    inside = (offset[1] if reverse else offset[0])[target] >= shift
+    return x * inside[:, None].to(x.dtype)
 
 
 def _offset_in_sequence(length: int, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

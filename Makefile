@@ -1,0 +1,60 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc/*/*/*)
+
+.PHONY: demo test slow bench lint wheel static gpu clean
+
+demo: $(VENV)/.installed-demo
+	rm -rf runs/demo
+	$(BIN)/seq2exp demo --out runs/demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+slow: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python bench/run.py
+	$(BIN)/pytest bench --benchmark-only -q
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/.installed-test
+	rm -rf dist
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist
+
+# No CUDA or Triton kernel exists yet whose registers could be counted or whose speed could be measured.
+static gpu:
+	@echo "make $@: this version has no GPU kernels, so there is nothing to report" >&2; exit 2
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info seq2exp/*.so
+
+# torch first: the extension is built against it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch setuptools wheel ninja
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(BUILD_INPUTS)
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.built
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[test]"
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[test,lint]"
+	touch $@
