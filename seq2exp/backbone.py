@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class RMSNorm(nn.Module):
 class BackboneLayer(nn.Module):
     """Residual add, norm, mixer. The residual stream stays in the dtype of the backbone's input."""
 
-    def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, **mixer: object) -> None:
+    def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, **mixer: Any) -> None:
         super().__init__()
         self.norm = RMSNorm(d_model)
         self.mixer = BimambaMixer(d_model, d_state, d_conv, expand, **mixer)
@@ -125,7 +125,7 @@ class CaduceusOutput(NamedTuple):
 class Caduceus(nn.Module):
     """Caduceus masked language model, not equivariant ("Ph"): token ids (batch, L) int64 -> `CaduceusOutput`."""
 
-    def __init__(self, vocabulary: int, d_model: int, n_layers: int, **backbone: object) -> None:
+    def __init__(self, vocabulary: int, d_model: int, n_layers: int, **backbone: Any) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)

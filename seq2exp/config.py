@@ -60,7 +60,12 @@ class _Presets(type(BackboneFields)):  # type: ignore[misc]
     def discovery(cls, **fields: Any) -> Any:
         """Our settings, under which the mask learns which elements are causal."""
         ours: dict[str, Any] = dict(
-            mask_placement="every_layer", signal_scale=1.0, beta_min=0.0, prior_mean=0.1, prior_scale=1.0, select_bias=3.0
+            mask_placement="every_layer",
+            signal_scale=1.0,
+            beta_min=0.0,
+            prior_mean=0.1,
+            prior_scale=1.0,
+            select_bias=3.0,
         )
         return cls(**ours | fields)
 
@@ -114,6 +119,7 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
             raise ValueError("packed needs hard=True: only a binary mask selects bases")
         if self.share_backbone and self.generator_layers != self.predictor_layers:
             raise ValueError(
-                f"share_backbone needs as many generator_layers ({self.generator_layers}) as predictor_layers ({self.predictor_layers})"
+                f"share_backbone needs as many generator_layers ({self.generator_layers}) as predictor_layers "
+                f"({self.predictor_layers})"
             )
         return self

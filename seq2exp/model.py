@@ -69,6 +69,7 @@ class Seq2Exp(Pretrained, nn.Module):
     """Embedding, generator, Beta mask, predictor, head. Source: Seq2Exp (ICLR 2025), section 3."""
 
     config_class = Seq2ExpConfig
+    config: Seq2ExpConfig
 
     def __init__(self, config: Seq2ExpConfig) -> None:
         super().__init__()
@@ -76,7 +77,8 @@ class Seq2Exp(Pretrained, nn.Module):
         d = config.d_model
         self.sequence_embedding = SequenceEmbedding(d)
         self.signal_embedding = nn.Linear(config.tracks, d)
-        self.position_embedding = nn.Parameter(torch.randn(config.length, d) * 0.02) if config.position_embedding else None
+        positions = nn.Parameter(torch.randn(config.length, d) * 0.02) if config.position_embedding else None
+        self.register_parameter("position_embedding", positions)
         self.predictor = _backbone(config, config.predictor_layers)
         self.generator = self.predictor if config.share_backbone else _backbone(config, config.generator_layers)
         self.mask_head = nn.Linear(d, 2)
@@ -117,7 +119,7 @@ class Seq2Exp(Pretrained, nn.Module):
         mask = self._mask(self.mask_head(hidden), signals, exclude, include, seed, rows)
         gate = mask.mask.detach() if self.config.hard and not self.config.task_gradient else mask.mask
         pooled = self._packed(both, gate) if self.config.packed else self._dense(both, gate)
-        return Seq2ExpOutput(self.head(pooled, gene_features), *mask, mask.mask.mean())
+        return Seq2ExpOutput(self.head(pooled, gene_features), **mask._asdict(), selected_fraction=mask.mask.mean())
 
     def _mask(
         self, logits: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, seed: int | None,
@@ -140,7 +142,7 @@ class Seq2Exp(Pretrained, nn.Module):
         return hidden[:, centre_slice(x.shape[1], self.config.center)].mean(1)
 
     def _packed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The predictor over the selected bases only, each row a sequence of its own; mean of the centre, (batch, d_model)."""
+        """The predictor over the selected bases, each row a sequence of its own; mean of the centre, (batch, d_model)."""
         batch, length, d = x.shape
         packed = pack_selected(x, mask)
         gate = self._gate(mask.flatten()[packed.indices][None])
@@ -158,15 +160,20 @@ def _backbone(config: Seq2ExpConfig, n_layers: int) -> CaduceusBackbone:
     )  # fmt: skip
 
 
-def check_inputs(config: BackboneFields, sequence: Tensor, signals: Tensor | None, gene_features: Tensor | None) -> None:
+def check_inputs(
+    config: BackboneFields, sequence: Tensor, signals: Tensor | None, gene_features: Tensor | None
+) -> None:
     """Shapes and dtypes of a batch against a configuration; ValueError or TypeError in one sentence."""
     one_hot = sequence.dim() == 3
     if sequence.dim() not in (2, 3) or (one_hot and sequence.shape[2] != 4) or sequence.shape[1] != config.length:
         raise ValueError(
-            f"sequence must be codes (batch, {config.length}) or one-hot (batch, {config.length}, 4), got {tuple(sequence.shape)}"
+            f"sequence must be codes (batch, {config.length}) or one-hot (batch, {config.length}, 4), "
+            f"got {tuple(sequence.shape)}"
         )
     if one_hot != sequence.is_floating_point():
-        raise TypeError(f"sequence {tuple(sequence.shape)} is {sequence.dtype}: codes are uint8, one-hot is floating point")
+        raise TypeError(
+            f"sequence of {sequence.dim()} axes is {sequence.dtype}: codes are uint8, one-hot is floating point"
+        )
     batch = sequence.shape[0]
     if signals is not None and tuple(signals.shape) != (batch, config.length, config.tracks):
         raise ValueError(f"signals must be ({batch}, {config.length}, {config.tracks}), got {tuple(signals.shape)}")

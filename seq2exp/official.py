@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,14 @@ def load_official(
     kind = settings.get("_class") or _guess_class(weights)
     for name, fine in _UNSUPPORTED.items():
         if name in settings and settings[name] != fine:
-            raise UserError(f"load_official: {name}={settings[name]!r} of the published model is not supported (only {fine!r})")
-    builders = {"GeneBiMambaMIRNP": _seq2exp, "GeneExpBiMamba": _gene_exp, "CaduceusForMaskedLM": _caduceus}
+            raise UserError(
+                f"load_official: {name}={settings[name]!r} of the published model is not supported (only {fine!r})"
+            )
+    builders: dict[str, Callable[..., nn.Module]] = {
+        "GeneBiMambaMIRNP": _seq2exp,
+        "GeneExpBiMamba": _gene_exp,
+        "CaduceusForMaskedLM": _caduceus,
+    }
     if kind not in builders:
         raise UserError(f"load_official: class {kind!r} is unknown; config['_class'] is one of {', '.join(builders)}")
     model = builders[kind](weights, settings)
@@ -131,18 +137,23 @@ def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2
         "signal_betas": tuple(_priors(weights, settings, "signal_betas", "prior_beta", tracks)),
     }
     if settings.get("test_top"):
-        fields |= {"top_fraction": settings.get("test_top_percent", 0.1), "hard": not settings.get("test_top_soft", False)}
+        fields |= {
+            "top_fraction": settings.get("test_top_percent", 0.1),
+            "hard": not settings.get("test_top_soft", False),
+        }
     elif hard:
         fields |= {"hard": True, "packed": True}
     fields |= {"task_gradient": False}
     return Seq2Exp(Seq2ExpConfig(**fields))
 
 
-def _priors(weights: Mapping[str, Tensor], settings: Mapping[str, Any], key: str, name: str, tracks: int) -> list[float]:
+def _priors(
+    weights: Mapping[str, Tensor], settings: Mapping[str, Any], key: str, name: str, tracks: int
+) -> list[float]:
     """Per-track numbers from the state dict (the weights are kept there as logarithms), else from the settings."""
     if key in weights:
-        values = weights[key].double()
-        return (torch.softmax(values, 0) if key == "prior_weights" else values).tolist()
+        stored = weights[key].double()
+        return (torch.softmax(stored, 0) if key == "prior_weights" else stored).tolist()
     if name not in settings:
         raise UserError(f"load_official: {key} is neither in the state dict nor, as {name}, in the config")
     values = [float(x) for x in str(settings[name]).split(",")][:tracks]
@@ -211,13 +222,16 @@ def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
             del weights[name]
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing:
-        raise UserError(f"load_official: the state dict lacks {missing[0]} (and {len(missing) - 1} more); is the config that of this file?")
+        raise UserError(
+            f"load_official: the state dict lacks {missing[0]} (and {len(missing) - 1} more); is the config that of this file?"
+        )
     if unexpected:
         raise UserError(f"load_official: unexpected {unexpected[0]} (and {len(unexpected) - 1} more) in the state dict")
     with torch.no_grad():
         for name, parameter in wanted.items():
             if parameter.shape != weights[name].shape:
                 raise UserError(
-                    f"load_official: {name} is {tuple(weights[name].shape)} in the state dict, the config makes it {tuple(parameter.shape)}"
+                    f"load_official: {name} is {tuple(weights[name].shape)} in the state dict, "
+                    f"the config makes it {tuple(parameter.shape)}"
                 )
             parameter.copy_(weights[name])

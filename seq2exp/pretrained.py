@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from torch import nn
 
 from seq2exp.config import BackboneFields
 from seq2exp.errors import UserError
@@ -52,9 +51,9 @@ class Pretrained:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        assert isinstance(model, nn.Module)
         try:
-            load_model(model, str(folder / WEIGHTS))
+            load_model(model, str(folder / WEIGHTS))  # type: ignore[arg-type]
         except (RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG}: {' '.join(str(error).split())}") from None
-        return model.eval()
+            why = " ".join(str(error).split())
+            raise UserError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG}: {why}") from None
+        return model.eval()  # type: ignore[attr-defined,no-any-return]

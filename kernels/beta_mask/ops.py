@@ -55,9 +55,7 @@ def _(seq_logits, signals, *rest, **named):
 def _backward(*args: object, **named: object) -> tuple[Tensor, ...]:
     args = (*args, *named.values())
     grads, forward, tensors, settings = args[:6], args[6:12], args[12 : 12 + N_TENSORS], args[12 + N_TENSORS :]
-    return tuple(
-        reference.mask_backward(BetaMask(*grads), BetaMask(*forward), *tensors[:6], Settings(*settings))
-    )
+    return tuple(reference.mask_backward(BetaMask(*grads), BetaMask(*forward), *tensors[:6], Settings(*settings)))
 
 
 @_backward.register_fake
@@ -189,7 +187,9 @@ def _check_values(signals: Tensor) -> None:
     if not bool(torch.isfinite(signals).all()):
         raise ValueError("beta_mask: signals contain NaN or inf; replace them by 0 (the store reader does)")
     if bool((signals < 0).any()):
-        raise ValueError(f"beta_mask: signals must be >= 0, the smallest is {float(signals.min()):g}; clip or shift the track")
+        raise ValueError(
+            f"beta_mask: signals must be >= 0, the smallest is {float(signals.min()):g}; clip or shift the track"
+        )
 
 
 def _check_domain(out: BetaMask) -> None:

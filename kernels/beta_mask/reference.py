@@ -123,7 +123,9 @@ def centre_slice(length: int, center: int) -> slice:
     return slice(start, start + center)
 
 
-def _regions(length: int, center: int, exclude: Tensor | None, include: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+def _regions(
+    length: int, center: int, exclude: Tensor | None, include: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """bool (batch, L): forced to 0, forced to 1. Include wins over exclude, the centre over both."""
     one = torch.zeros_like(like, dtype=torch.bool) if include is None else include.clone()
     one[:, centre_slice(length, center)] = True
@@ -148,7 +150,9 @@ def mask_forward(
     zero, one = _regions(soft.shape[1], s.center, exclude, include, soft)
     mask = selected.masked_fill(zero, 0).masked_fill(one, 1)
     continuity = mask.diff(dim=1).abs().sum(1).mean() / (mask.shape[1] + 1)
-    return BetaMask(mask, soft.clone() if not s.sample else soft, alpha, beta, beta_kl(alpha, beta, s).mean().to(wide), continuity)
+    return BetaMask(
+        mask, soft.clone() if not s.sample else soft, alpha, beta, beta_kl(alpha, beta, s).mean().to(wide), continuity
+    )
 
 
 def mask_backward(

@@ -32,7 +32,9 @@ def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int
     attempt = 0
     while pending.numel():
         r = row[pending]
-        word = philox((position[pending], r & 0xFFFFFFFF, (r >> 32) & 0xFFFFFFFF, torch.full_like(r, 2 * attempt + stream)), key)
+        word = philox(
+            (position[pending], r & 0xFFFFFFFF, (r >> 32) & 0xFFFFFFFF, torch.full_like(r, 2 * attempt + stream)), key
+        )
         x = torch.sqrt(-2 * torch.log(uniform(word[0]))) * torch.cos(2 * math.pi * uniform(word[1]))
         v = (1 + c[pending] * x) ** 3
         dp = d[pending]

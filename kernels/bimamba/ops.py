@@ -122,9 +122,7 @@ def _shifts(length: int, width: int, reverse: bool) -> Iterator[tuple[int, slice
         yield (shift, far, near) if reverse else (shift, near, far)
 
 
-def _inside(
-    x: Tensor, target: slice, shift: int, reverse: bool, offset: tuple[Tensor, Tensor] | None
-) -> Tensor:
+def _inside(x: Tensor, target: slice, shift: int, reverse: bool, offset: tuple[Tensor, Tensor] | None) -> Tensor:
     """x (batch, L - shift, d_inner), zero where the tap would reach from `target` into another sequence."""
     if offset is None:
         return x

@@ -47,7 +47,9 @@ def pack_selected(x: Tensor, mask: Tensor) -> Packed:
     ValueError: shapes that do not fit. TypeError: a mask that is not floating point.
     """
     if x.dim() != 3 or mask.shape != x.shape[:2]:
-        raise ValueError(f"pack_selected: x must be (batch, L, d) and mask (batch, L), got {tuple(x.shape)} and {tuple(mask.shape)}")
+        raise ValueError(
+            f"pack_selected: x must be (batch, L, d) and mask (batch, L), got {tuple(x.shape)} and {tuple(mask.shape)}"
+        )
     if not mask.is_floating_point():
         raise TypeError(f"pack_selected: mask is {mask.dtype}; a floating point mask is needed (mask.float())")
     backend.resolve("pack_selected", x.device, x.dtype)

@@ -28,9 +28,7 @@ def _forward(
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     _check_offsets(cu_seqlens, u.shape[2])
-    return _IMPLEMENTATIONS[backend].forward(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens
-    )
+    return _IMPLEMENTATIONS[backend].forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
 
 
 @_forward.register_fake
@@ -167,7 +165,9 @@ def _check(
     batch, dim, length = u.shape
     for name, x in (("delta", delta), ("z", z)):
         if x is not None and x.shape != u.shape:
-            raise ValueError(f"selective_scan: {name} has shape {tuple(x.shape)}, u has {tuple(u.shape)}; they must agree")
+            raise ValueError(
+                f"selective_scan: {name} has shape {tuple(x.shape)}, u has {tuple(u.shape)}; they must agree"
+            )
     if A.dim() != 2 or A.shape[0] != dim:
         raise ValueError(f"selective_scan: A must be (dim, state) = ({dim}, state), got {tuple(A.shape)}")
     state = A.shape[1]
@@ -175,9 +175,7 @@ def _check(
         raise ValueError(f"selective_scan: state size {state} is outside 1..256")
     for name, x in (("B", B), ("C", C)):
         grouped = x.dim() == 4 and x.shape[1] > 0 and dim % x.shape[1] == 0 and (*x.shape[::2],) == (batch, state)
-        if not (
-            tuple(x.shape) in ((dim, state), (batch, state, length)) or (grouped and x.shape[3] == length)
-        ):
+        if not (tuple(x.shape) in ((dim, state), (batch, state, length)) or (grouped and x.shape[3] == length)):
             raise ValueError(
                 f"selective_scan: {name} must be ({dim}, {state}), ({batch}, {state}, {length}) or ({batch}, groups, {state}, "
                 f"{length}) with groups dividing {dim}, got {tuple(x.shape)}"

@@ -28,6 +28,7 @@ class GeneExpBiMamba(Pretrained, nn.Module):
     """One linear input layer, one Caduceus backbone, the mean of the centre, the head of Seq2Exp."""
 
     config_class = GeneExpBiMambaConfig
+    config: GeneExpBiMambaConfig
 
     def __init__(self, config: GeneExpBiMambaConfig) -> None:
         super().__init__()

@@ -201,13 +201,16 @@ def test_opcheck_and_compile():
         return out.mask.square().sum() + out.kl
 
     eager = torch.autograd.grad(f(logits, signals), (logits, signals))
-    compiled = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(logits, signals), (logits, signals))
+    compiled = torch.autograd.grad(
+        torch.compile(f, fullgraph=True, backend="aot_eager")(logits, signals), (logits, signals)
+    )
     for a, b in zip(eager, compiled, strict=True):
         assert torch.equal(a, b)
     weights, betas = (torch.tensor(v) for v in TRACKS.values())
     scalars = (0.2, 1.5, 0.8, 0.1, 2.0, True, False, 0.5, None, 4, "sum", 3)
     torch.library.opcheck(
-        torch.ops.seq2exp.beta_mask_fwd.default, (logits, signals, weights, betas, None, None, torch.arange(2), *scalars)
+        torch.ops.seq2exp.beta_mask_fwd.default,
+        (logits, signals, weights, betas, None, None, torch.arange(2), *scalars),
     )
 
 

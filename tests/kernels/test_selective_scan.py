@@ -131,7 +131,9 @@ def test_compile_fullgraph(backend):
 
     with set_backend(backend):
         eager = torch.autograd.grad(f(*x.values()), list(x.values()))
-        compiled = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(*x.values()), list(x.values()))
+        compiled = torch.autograd.grad(
+            torch.compile(f, fullgraph=True, backend="aot_eager")(*x.values()), list(x.values())
+        )
     for name, a, b in zip(x, compiled, eager, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5), name
 

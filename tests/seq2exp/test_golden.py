@@ -44,7 +44,9 @@ def check_gradients(model, expected):
             continue
         assert ours is not None, key
         close(ours, theirs, 1e-3)
-    without = [n for n, p in parameters.items() if id(p) not in seen and p.grad is not None and float(p.grad.norm()) > 0]
+    without = [
+        n for n, p in parameters.items() if id(p) not in seen and p.grad is not None and float(p.grad.norm()) > 0
+    ]
     assert not without, f"the published model has no gradient for {without}"
 
 
@@ -53,7 +55,9 @@ def check_gradients(model, expected):
 def test_seq2exp(golden, name, as_codes):
     model, x, y, grads, kl_weight = load(golden, name)
     sequence = x["tokens"] if as_codes else x["seqs"]
-    exclude = x["mask_regions"][..., 1]  # the include list, [..., 0], is not used by these models (use_include_list=False)
+    exclude = x["mask_regions"][
+        ..., 1
+    ]  # the include list, [..., 0], is not used by these models (use_include_list=False)
     out = model(sequence, x["signals"], x["rna_feat"], exclude=exclude)
     for ours, theirs in (
         (out.expression, y["prediction"][:, 0]), (out.mask, y["mask"]), (out.alpha, y["alpha"]), (out.beta, y["beta"]),
