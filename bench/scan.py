@@ -84,7 +84,7 @@ def scan_cpu_forward() -> Contest:
 
 
 @benchmark(
-    "scan_torch_forward", ours="torch, over chunks", other="sequential oracle (reference.py)", goal=10, rounds=1,
+    "scan_torch_forward", ours="torch, over chunks", other="sequential oracle (reference.py)", goal=10, rounds=2,
     setting="forward, fp32, L 20,000, 256 channels, 16 states",
 )  # fmt: skip
 def scan_torch_forward() -> Contest:
