@@ -1,4 +1,4 @@
-"""The Caduceus backbone (Schiff et al. 2024): residual add, RMSNorm, bidirectional Mamba; and the language model on it."""
+"""The Caduceus backbone (Schiff et al. 2024): residual add, RMSNorm, bidirectional Mamba; and its language model."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class BackboneFields(BaseModel):
 
 
 class _Presets(type(BackboneFields)):  # type: ignore[misc]
-    """The four presets of `Seq2ExpConfig`. On the metaclass because `hard` and `top_fraction` are fields of its instances:
-    `Seq2ExpConfig.hard(...)` makes a configuration, `config.hard` is a bool."""
+    """The four presets of `Seq2ExpConfig`. On the metaclass because `hard` and `top_fraction` are fields of its
+    instances: `Seq2ExpConfig.hard(...)` makes a configuration, `config.hard` is a bool."""
 
     def soft(cls, **fields: Any) -> Any:
         """The paper's soft mask: the mask is the Beta sample (mean in evaluation), the predictor is dense."""
@@ -79,10 +79,10 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     share_backbone: generator and predictor are one backbone. position_embedding: a learned (length, d_model) is added.
     mask_placement: the mask multiplies the predictor's input, or also the normalised input of every layer.
     packed: the predictor processes the selected bases only (needs a binary mask).
-    task_gradient: with a binary mask the prediction loss reaches the mask straight-through; False is the published behaviour.
+    task_gradient: with a binary mask the prediction loss reaches the mask straight-through; False is as published.
     select_bias: initial bias of the select logit. recompute: "layer" recomputes each layer in the backward, for memory.
-    signal_weights, signal_betas, beta_min, signal_scale, z_scale, prior_mean, prior_scale, hard, threshold, top_fraction,
-    rule: as in `seq2exp.kernels.beta_mask`.
+    signal_weights, signal_betas, beta_min, signal_scale, z_scale, prior_mean, prior_scale, hard, threshold,
+    top_fraction, rule: as in `seq2exp.kernels.beta_mask`.
     """
 
     generator_layers: Size = 4

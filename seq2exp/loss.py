@@ -20,7 +20,7 @@ def seq2exp_loss(out: Seq2ExpOutput, target: Tensor, kl_weight: float = 0.01) ->
 
 
 def kl_ramp(step: int, steps: int, weight: float, start_fraction: float, ramp_fraction: float) -> float:
-    """The KL weight at a step: 0 for start_fraction of the steps, then linear to `weight` over ramp_fraction of them."""
+    """KL weight at a step: 0 for start_fraction of the steps, then linear to `weight` over ramp_fraction of them."""
     start, ramp = start_fraction * steps, ramp_fraction * steps
     if step < start:
         return 0.0

@@ -33,7 +33,7 @@ class Seq2ExpOutput(NamedTuple):
 
 
 class SequenceEmbedding(nn.Linear):
-    """Codes A C G T N = 0..4 (batch, L) uint8, or one-hot (batch, L, 4), to (batch, L, d_model). N is the zero vector."""
+    """Codes A C G T N = 0..4 (batch, L) uint8, or one-hot (batch, L, 4), to (batch, L, d_model). N is all zero."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(4, d_model)
@@ -103,8 +103,8 @@ class Seq2Exp(Pretrained, nn.Module):
         sequence: (batch, L) uint8 codes A C G T N = 0..4, or (batch, L, 4) one-hot floats with N all zero.
         signals: (batch, L, tracks), >= 0, contacts last, genome orientation. gene_features: (batch, gene_features).
         exclude, include: bool (batch, L), bases that the mask may not or must select.
-        seed, rows: in training the mask is drawn as a function of (seed, rows[b], position); rows: int64 (batch,), global
-            sample numbers. Without a seed it is drawn from torch's generator. In evaluation the mask is the Beta mean.
+        seed, rows: in training the mask is drawn as a function of (seed, rows[b], position); rows: int64 (batch,),
+            global sample numbers. Without a seed it is drawn from torch's generator. In evaluation it is the Beta mean.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Seq2Exp(Pretrained, nn.Module):
         return hidden[:, centre_slice(x.shape[1], self.config.center)].mean(1)
 
     def _packed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The predictor over the selected bases, each row a sequence of its own; mean of the centre, (batch, d_model)."""
+        """The predictor over the selected bases, each row its own sequence; mean of the centre, (batch, d_model)."""
         batch, length, d = x.shape
         packed = pack_selected(x, mask)
         gate = self._gate(mask.flatten()[packed.indices][None])

@@ -21,17 +21,18 @@ _DIRECTION = {
     "dt_proj.bias": "dt_bias", "A_log": "A_log", "D": "D",
 }  # fmt: skip
 _HEADS = {
-    "seq_input_layer.": "sequence_embedding.", "signal_input_layer.": "signal_embedding.", "input_layer.": "input_layer.",
-    "mask_output.": "mask_head.", "pToExpr.": "head.layers.", "lm_head.": "lm_head.",
+    "seq_input_layer.": "sequence_embedding.", "signal_input_layer.": "signal_embedding.",
+    "input_layer.": "input_layer.", "mask_output.": "mask_head.", "pToExpr.": "head.layers.", "lm_head.": "lm_head.",
 }  # fmt: skip
 _BACKBONES = {
     "encoder.backbone.": "predictor.", "generator.backbone.": "generator.", "caduceus.backbone.": "backbone.",
 }  # fmt: skip
 # Options of the published classes that change the forward pass and that we do not have, with the value that is fine.
 _UNSUPPORTED = {
-    "use_bio_mask": False, "use_peak_mask": False, "use_gumbel": False, "max_pool_size": 0, "pool_mask": 0, "merge_mask": 0,
-    "use_mask_model": False, "merge_peak_mask": False, "only_x_sig": False, "use_include_list": False, "rcps": False,
-    "bidirectional": True, "rms_norm": True, "prior_signal": "all", "post_dist": "beta",
+    "use_bio_mask": False, "use_peak_mask": False, "use_gumbel": False, "max_pool_size": 0, "pool_mask": 0,
+    "merge_mask": 0, "use_mask_model": False, "merge_peak_mask": False, "only_x_sig": False,
+    "use_include_list": False, "rcps": False, "bidirectional": True, "rms_norm": True, "prior_signal": "all",
+    "post_dist": "beta",
 }  # fmt: skip
 
 
@@ -123,7 +124,8 @@ def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2
     shared = bool(settings.get("enc_prd_ps", hard))
     published = {
         "signal_scale": ("prior_scale_factor", 10.0), "beta_min": ("beta_min", 1.0), "z_scale": ("z_scale", 1.0),
-        "prior_mean": ("marginal_mean", 0.1), "prior_scale": ("marginal_scale", 10.0), "threshold": ("sample_threshold", 0.5),
+        "prior_mean": ("marginal_mean", 0.1), "prior_scale": ("marginal_scale", 10.0),
+        "threshold": ("sample_threshold", 0.5),
     }  # fmt: skip
     fields = {ours: settings.get(name, default) for ours, (name, default) in published.items()}
     fields |= _shared_fields(weights, settings) | {
@@ -223,7 +225,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing:
         raise UserError(
-            f"load_official: the state dict lacks {missing[0]} (and {len(missing) - 1} more); is the config that of this file?"
+            f"load_official: the state dict lacks {missing[0]} (and {len(missing) - 1} more); does the config fit it?"
         )
     if unexpected:
         raise UserError(f"load_official: unexpected {unexpected[0]} (and {len(unexpected) - 1} more) in the state dict")

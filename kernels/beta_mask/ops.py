@@ -107,14 +107,14 @@ def beta_mask(
     seq_logits: (batch, L, 2); [..., 1] selects, [..., 0] rejects.
     signals: (batch, L, tracks), finite and >= 0.
     signal_weights, signal_betas: one number per track.
-    beta_min, signal_scale, z_scale, rule: how the concentrations combine, see `reference`; rule is "sum" (published code)
-        or "product" (paper, Prop. 2).
+    beta_min, signal_scale, z_scale, rule: how the concentrations combine, see `reference`; rule is "sum" (the published
+        code) or "product" (paper, Prop. 2).
     prior_mean, prior_scale: the Beta prior of the KL is Beta(scale, scale (1 - mean) / mean).
     sample: draw from the Beta (training) or take its mean (evaluation).
     hard: a binary mask with straight-through gradient, by threshold or by top_fraction.
     top_fraction: keep the floor(top_fraction * L) bases with the largest mean, at 1 (hard) or at their value.
-    exclude, include: bool (batch, L), bases forced to 0 or 1. A base in both is included. center: the width in bases of the
-        centre, which is always 1.
+    exclude, include: bool (batch, L), bases forced to 0 or 1. A base in both is included.
+    center: the width in bases of the centre, which is always 1.
     seed, rows: sampling is a function of (seed, rows[b], position) alone. rows: int64 (batch,), default 0..batch-1;
         seed: default drawn from torch's generator.
 
@@ -161,8 +161,8 @@ def _check(
         raise ValueError(f"beta_mask: seq_logits must be (batch, L, 2), got {tuple(seq_logits.shape)}")
     if signals.dim() != 3 or signals.shape[:2] != seq_logits.shape[:2]:
         raise ValueError(
-            f"beta_mask: signals must be (batch, L, tracks) with the (batch, L) of seq_logits, got {tuple(signals.shape)} "
-            f"and {tuple(seq_logits.shape)}"
+            f"beta_mask: signals must be (batch, L, tracks) with the (batch, L) of seq_logits, "
+            f"got {tuple(signals.shape)} and {tuple(seq_logits.shape)}"
         )
     for name, x in (("seq_logits", seq_logits), ("signals", signals)):
         if not x.is_floating_point():
@@ -196,6 +196,6 @@ def _check_domain(out: BetaMask) -> None:
     for name, x in (("alpha", out.alpha), ("beta", out.beta)):
         if bool((x <= 0).any()):
             raise ValueError(
-                f"beta_mask: rule='product' leaves the domain, the smallest {name} is {float(x.min()):g} and must be > 0; "
-                "raise beta_min or signal_scale, or use rule='sum'"
+                f"beta_mask: rule='product' leaves the domain, the smallest {name} is {float(x.min()):g} and must be "
+                "> 0; raise beta_min or signal_scale, or use rule='sum'"
             )

@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based generator of Salmon et al. 2011 (Random123), in plain PyTorch.
 
-A draw is a pure function of (seed, row, position, draw number), so a mask does not depend on the batch layout, on ranks or
-on threads, and a kernel can make the same bits without any state.
+A draw is a pure function of (seed, row, position, draw number), so a mask does not depend on the batch layout, on
+ranks or on threads, and a kernel can make the same bits without any state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MASK = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four uint32 words, as int64 tensors, for counters (int64 tensors holding uint32, broadcastable) and a uint32 key pair."""
+    """Four uint32 words of a counter (broadcastable) and a key pair; tensors are int64 and hold uint32 values."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = key
     for _ in range(10):

@@ -6,7 +6,8 @@
     product:    alpha = z_scale (alpha_seq + sum_i w_i (alpha_i - 1))        beta likewise       (paper, Prop. 2)
     m ~ Beta(alpha, beta), or its mean alpha / (alpha + beta)
     then threshold or top fraction (straight-through), exclude -> 0, include -> 1, centre -> 1
-    kl = mean KL(Beta(alpha, beta) || Beta(scale, scale (1 - r) / r)),  continuity = mean_b sum_j |m_j - m_(j-1)| / (L + 1)
+    kl = mean KL(Beta(alpha, beta) || Beta(scale, scale (1 - r) / r))
+    continuity = mean_b sum_j |m_j - m_(j-1)| / (L + 1)
 
 Source: Seq2Exp (ICLR 2025), sections 3 and 4. Concentrations are float32 (float64 for float64 inputs); KL, its gradient
 and the sampling run in float64, because differences of digammas cancel in float32 at large concentrations.
@@ -137,7 +138,8 @@ def mask_forward(
     seq_logits: Tensor, signals: Tensor, weights: Tensor, betas: Tensor, exclude: Tensor | None, include: Tensor | None,
     rows: Tensor, s: Settings,
 ) -> BetaMask:  # fmt: skip
-    """seq_logits (batch, L, 2), signals (batch, L, tracks), weights and betas (tracks,), regions bool (batch, L), rows (batch,)."""
+    """seq_logits (batch, L, 2), signals (batch, L, tracks), weights and betas (tracks,), exclude and include bool
+    (batch, L), rows int64 (batch,)."""
     wide = wide_dtype(seq_logits)
     alpha, beta = concentrations(seq_logits.to(wide), signals.to(wide), weights.to(wide), betas.to(wide), s)
     mean = alpha / (alpha + beta)

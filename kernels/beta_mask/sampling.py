@@ -13,9 +13,10 @@ from seq2exp.kernels.beta_mask.philox import philox, uniform
 def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int) -> Tensor:
     """log G with G ~ Gamma(concentration, 1): (batch, L) float64.
 
-    Marsaglia and Tsang 2000, in log space, with the boost G(a) = G(a + 1) U^(1/a) for a < 1, so that small concentrations
-    do not underflow. Counter words: position, low and high word of rows[b], 2 * attempt + stream. Of the four words of an
-    attempt two make the normal (Box and Muller), one the rejection uniform, one the boost uniform (attempt 0).
+    Marsaglia and Tsang 2000, in log space, with the boost G(a) = G(a + 1) U^(1/a) for a < 1, so that small
+    concentrations do not underflow. Counter words: position, low and high word of rows[b], 2 * attempt + stream. Of the
+    four words of an attempt two make the normal (Box and Muller), one the rejection uniform, one the boost uniform
+    (attempt 0).
     """
     a = concentration.double()
     boosted = torch.where(a < 1, a + 1, a)
@@ -54,7 +55,7 @@ def beta_logit_sample(alpha: Tensor, beta: Tensor, seed: int, rows: Tensor) -> T
 
 
 def beta_sample_gradient(m: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """dm/dalpha and dm/dbeta of a sample, float64: -(dF(m)/dalpha) / p(m), F the CDF and p the density of Beta(alpha, beta).
+    """dm/dalpha and dm/dbeta of a sample m, float64: -(dF(m)/dalpha) / p(m), F the CDF, p the density of the Beta.
 
     Figurnov et al. 2018, implicit reparameterisation; evaluated by torch's Dirichlet gradient. Zero where m is 0 or 1.
     """

@@ -2,8 +2,8 @@
 
     out = W_out((y_f + y_r) * silu(z))        (tied projections, "add")
 
-which equals W_out(y_f * silu(z)) + flip(W_out(y_r' * silu(z'))) of the published layer, because a Mamba acts base by base
-except in its convolution and its scan, and both of those run from right to left by indexing.
+which equals W_out(y_f * silu(z)) + flip(W_out(y_r' * silu(z'))) of the published layer, because a Mamba acts base by
+base except in its convolution and its scan, and both of those run from right to left by indexing.
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ def _check(
     for name, w in (("fwd", fwd), ("rev", rev)):
         state, dt_rank = w.A_log.shape[-1], w.dt_proj.shape[-1]
         wanted = dict(
-            conv_weight=(d_inner, 1, w.conv_weight.shape[-1]), conv_bias=(d_inner,), x_proj=(dt_rank + 2 * state, d_inner),
-            dt_proj=(d_inner, dt_rank), dt_bias=(d_inner,), A_log=(d_inner, state), D=(d_inner,),
+            conv_weight=(d_inner, 1, w.conv_weight.shape[-1]), conv_bias=(d_inner,),
+            x_proj=(dt_rank + 2 * state, d_inner), dt_proj=(d_inner, dt_rank), dt_bias=(d_inner,),
+            A_log=(d_inner, state), D=(d_inner,),
         )  # fmt: skip
         for field, shape in wanted.items():
             if tuple(getattr(w, field).shape) != shape:

@@ -9,6 +9,7 @@ Source: Mamba (Gu and Dao 2023), Caduceus (Schiff et al. 2024), section 3. Runs 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from seq2exp.kernels.selective_scan.reference import selective_scan_backward, se
 class ScanWeights(NamedTuple):
     """What one direction owns.
 
-    conv_weight: (d_inner, 1, d_conv). conv_bias: (d_inner,). x_proj: (dt_rank + 2 state, d_inner). dt_proj: (d_inner, dt_rank).
-    dt_bias: (d_inner,). A_log: (d_inner, state), A = -exp(A_log). D: (d_inner,).
+    conv_weight: (d_inner, 1, d_conv). conv_bias: (d_inner,). x_proj: (dt_rank + 2 state, d_inner).
+    dt_proj: (d_inner, dt_rank). dt_bias: (d_inner,). A_log: (d_inner, state), A = -exp(A_log). D: (d_inner,).
     """
 
     conv_weight: Tensor
@@ -117,7 +118,7 @@ def mamba_backward(
 
 def _spans(length: int, cu_seqlens: Tensor | None) -> list[slice]:
     bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
-    return [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+    return [slice(a, b) for a, b in pairwise(bounds) if b > a]
 
 
 def bimamba_forward(

@@ -68,8 +68,8 @@ def unpack_selected(values: Tensor, indices: Tensor, cu_seqlens: Tensor, shape: 
     batch, length = shape
     if values.dim() != 2 or indices.shape != values.shape[:1] or cu_seqlens.shape != (batch + 1,):
         raise ValueError(
-            f"unpack_selected: values (total, d), indices (total,) and cu_seqlens (batch + 1,) = ({batch + 1},) are needed, "
-            f"got {tuple(values.shape)}, {tuple(indices.shape)} and {tuple(cu_seqlens.shape)}"
+            f"unpack_selected: values (total, d), indices (total,) and cu_seqlens (batch + 1,) = ({batch + 1},) are "
+            f"needed, got {tuple(values.shape)}, {tuple(indices.shape)} and {tuple(cu_seqlens.shape)}"
         )
     backend.resolve("unpack_selected", values.device, values.dtype)
     return _Unpack.apply(values, indices, (batch, length))

@@ -99,13 +99,13 @@ def selective_scan(
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Selective state space scan (Mamba, Gu and Dao 2023), with the positional signature of mamba-ssm's selective_scan_fn.
+    """Selective state space scan (Mamba, Gu and Dao 2023); positional signature of mamba-ssm's selective_scan_fn.
 
     Parameters
     ----------
     u, delta, z: (batch, dim, L), one dtype of float32, bfloat16, float16, float64; any strides. z gates with silu.
-    A: (dim, state), real. B, C: (dim, state), (batch, state, L) or (batch, groups, state, L), the latter two in u's dtype.
-    D, delta_bias: (dim,).
+    A: (dim, state), real. B, C: (dim, state), (batch, state, L) or (batch, groups, state, L), the last two in u's
+        dtype. D, delta_bias: (dim,).
     delta_softplus: take softplus(delta + delta_bias) as the step size.
     return_last_state: also return the state after the last position.
     reverse: scan from the last position to the first, by indexing.
@@ -114,16 +114,17 @@ def selective_scan(
 
     Returns
     -------
-    (batch, dim, L) in u's dtype; with return_last_state also the state, float32 (batch, dim, state), one row per sequence
-    with cu_seqlens, that of position 0 when reverse. No gradient flows through it. State and accumulation are float32
-    (float64 for float64 inputs).
+    (batch, dim, L) in u's dtype; with return_last_state also the state, float32 (batch, dim, state), one row per
+    sequence with cu_seqlens, that of position 0 when reverse. No gradient flows through it. State and
+    accumulation are float32 (float64 for float64 inputs).
 
     Raises
     ------
-    TypeError: not tensors, mixed or unsupported dtypes, complex A. ValueError: shapes, devices or offsets that do not fit.
+    TypeError: not tensors, mixed or unsupported dtypes, complex A.
+    ValueError: shapes, devices or offsets that do not fit.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, cu_seqlens)
-    batch, dim, length = u.shape
+    batch, dim, _ = u.shape
     wide = torch.promote_types(u.dtype, torch.float32)
     backend = backends.resolve("selective_scan", u.device, u.dtype)
     if u.numel() == 0:
@@ -177,8 +178,8 @@ def _check(
         grouped = x.dim() == 4 and x.shape[1] > 0 and dim % x.shape[1] == 0 and (*x.shape[::2],) == (batch, state)
         if not (tuple(x.shape) in ((dim, state), (batch, state, length)) or (grouped and x.shape[3] == length)):
             raise ValueError(
-                f"selective_scan: {name} must be ({dim}, {state}), ({batch}, {state}, {length}) or ({batch}, groups, {state}, "
-                f"{length}) with groups dividing {dim}, got {tuple(x.shape)}"
+                f"selective_scan: {name} must be ({dim}, {state}), ({batch}, {state}, {length}) or "
+                f"({batch}, groups, {state}, {length}) with groups dividing {dim}, got {tuple(x.shape)}"
             )
     for name, x in (("D", D), ("delta_bias", delta_bias)):
         if x is not None and tuple(x.shape) != (dim,):

@@ -1,7 +1,7 @@
 """The selective scan, position by position, forward and backward: the oracle of every other implementation.
 
-Mathematics (Gu and Dao 2023, Algorithm 2, as computed by mamba-ssm's `selective_scan_ref`), per batch row and channel d,
-with state index n and the raw step size s = delta (+ delta_bias):
+Mathematics (Gu and Dao 2023, Algorithm 2, as computed by mamba-ssm's `selective_scan_ref`), per batch row and channel
+d, with state index n and the raw step size s = delta (+ delta_bias):
 
     dt_t = softplus(s_t) or s_t
     h_t  = exp(dt_t A) * h_{t-1} + dt_t B_t u_t            h before the first position of a sequence is 0
@@ -14,6 +14,7 @@ Everything is computed in the dtype of `u`, float64 for proofs. Nothing here is 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ class ScanGrads(NamedTuple):
 def _positions(length: int, reverse: bool, cu_seqlens: Tensor | None) -> list[list[int]]:
     """The positions of each sequence in the order of the scan."""
     bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
-    spans = [list(range(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    spans = [list(range(a, b)) for a, b in pairwise(bounds)]
     return [span[::-1] if reverse else span for span in spans]
 
 

@@ -15,9 +15,9 @@ from seq2exp.pretrained import Pretrained
 
 
 class GeneExpBiMambaConfig(BackboneFields):
-    """interact: "no_signal" reads the sequence alone, "signal" its concatenation with the signals. layers: of the backbone.
+    """interact: "no_signal" reads the sequence alone, "signal" its concatenation with the signals.
 
-    The other fields are those of `Seq2ExpConfig`.
+    layers: of the backbone. The other fields are those of `Seq2ExpConfig`.
     """
 
     layers: Size = 4
@@ -51,8 +51,8 @@ class GeneExpBiMamba(Pretrained, nn.Module):
         seed: int | None = None,
         rows: Tensor | None = None,
     ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`, so that the two can be exchanged; exclude, include, seed and rows have no effect,
-        nor have signals with interact="no_signal". Only `expression` of the output is set."""
+        """Inputs as of `Seq2Exp.forward`, so that the two can be exchanged; exclude, include, seed and rows have no
+        effect, nor have signals with interact="no_signal". Only `expression` of the output is set."""
         with_signals = self.config.interact == "signal"
         if with_signals and signals is None:
             raise ValueError("GeneExpBiMamba with interact='signal' needs signals (batch, L, tracks)")

@@ -38,7 +38,10 @@ def leaves(fixed, rev_proj):
 
 
 OPTIONS = [
-    pytest.param(untied, strategy, cu, id=f"{'untied' if untied else 'tied'}-{strategy}-{'packed' if cu is not None else 'dense'}")
+    pytest.param(
+        untied, strategy, cu,
+        id=f"{'untied' if untied else 'tied'}-{strategy}-{'dense' if cu is None else 'packed'}",
+    )
     for untied in (False, True)
     for strategy in ("add", "ew_multiply")
     for cu in (None, torch.tensor([0, 1, 3, 3, 12, 21]))
@@ -81,7 +84,6 @@ def test_packed_equals_separate():
 
 def test_gradcheck():
     fixed, _ = case(batch=1, length=9)
-    h, in_proj, out_proj, fwd, rev = fixed
 
     def f(h, in_proj, out_proj, *rest):
         return bimamba(h, in_proj, out_proj, ScanWeights(*rest[:7]), ScanWeights(*rest[7:]))
