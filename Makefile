@@ -46,6 +46,7 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.built: $(VENV)/.torch $(BUILD_INPUTS)
 	$(PIP) --no-build-isolation --editable .
+	$(BIN)/seq2exp info
 	touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.built

@@ -185,7 +185,7 @@ class BuildNative(build_ext):
             reason = f"nvcc ({nvcc}) failed, see above" if nvcc else "nvcc was not found"
             notice(
                 f"{reason}, so the CUDA kernels are left out: the CPU kernels are built ({cxx()}), GPU tensors use "
-                "Triton or plain PyTorch."
+                "plain PyTorch."
             )
         else:
             sys.exit(

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the wheel into dist/ with PYTHON (default python3), then runs the kernel tests on it in a fresh environment for
+# Builds the wheel into dist/ with PYTHON (default python3), then runs the tests on it in a fresh environment for
 # every torch version named:  tools/check_wheel.sh 2.10.0 2.13.0
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,7 +13,7 @@ cp -r "$root/tests" "$root/pyproject.toml" "$work"  # away from the sources, so 
 for torch in "$@"; do
     "$python" -m venv "$work/venv"
     "$work/venv/bin/pip" install --quiet "torch==$torch" "$wheel[test]"
-    (cd "$work" && ./venv/bin/pytest -q tests/kernels tests/seq2exp/test_info.py)
-    echo "check_wheel: $(basename "$wheel") passes the kernel tests on torch $torch"
+    (cd "$work" && ./venv/bin/pytest -q -m 'not slow' --ignore tests/test_build.py)
+    echo "check_wheel: $(basename "$wheel") passes the tests on torch $torch"
     rm -rf "$work/venv"
 done
