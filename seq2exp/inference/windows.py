@@ -102,7 +102,9 @@ def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str,
     folder = path / "best" if (path / "best").is_dir() else path
     if not (folder / "config.json").is_file():
         if (path / "config.yaml").is_file():
-            raise UserError(f"{path}: this run has no best model yet; train it to its first evaluation")
+            raise UserError(
+                f"{path}: this run has no best model yet; train it to its first evaluation at full KL weight"
+            )
         raise UserError(f"{path}: neither a run folder nor a saved model: {folder / 'config.json'} does not exist")
     import yaml
 

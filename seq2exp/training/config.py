@@ -50,7 +50,10 @@ class ScheduleConfig(Section):
 
 
 class KLConfig(Section):
-    """KL weight: 0 for ``start_fraction`` of the steps, then linear to ``weight`` over ``ramp_fraction`` of them."""
+    """KL weight: 0 for ``start_fraction`` of the steps, then linear to ``weight`` over ``ramp_fraction`` of them.
+
+    The best model is chosen among the evaluations at full weight.
+    """
 
     weight: float = Field(default=0.01, ge=0)
     start_fraction: Fraction = 0.0
@@ -85,6 +88,8 @@ class TrainConfig(Section):
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than steps ({self.steps}): "
                 "lower it or give schedule.warmup_fraction"
             )
+        if self.kl.start_fraction + self.kl.ramp_fraction > 1 + 1e-9:
+            raise ValueError("kl.start_fraction + kl.ramp_fraction is above 1: the KL weight would never be reached")
         model = model_config(self.model)
         if self.data.rc_augmentation and (model.length - model.center) % 2:
             raise ValueError(

@@ -158,7 +158,10 @@ class Trainer:
         return {"lr": learning_rate(self.config, step), "kl_weight": kl_weight(self.config, step)}
 
     def _validate(self) -> dict[str, float]:
-        """Error on the validation genes; the model with the lowest is kept in best/."""
+        """Error on the validation genes; the model with the lowest, once the KL weight is full, is kept in best/.
+
+        Before that the mask is not yet held back: such models predict as well, but what their mask selects says less.
+        """
         from seq2exp.inference.evaluate import scores
 
         genes = predict_genes(
@@ -166,7 +169,10 @@ class Trainer:
             device=self.device, precision=self.config.precision,
         )  # fmt: skip
         result = scores(genes)
-        if math.isfinite(result["mse"]) and (self.state.best_mse is None or result["mse"] < self.state.best_mse):
+        kl = self.config.kl
+        ramped = self.state.step >= (kl.start_fraction + kl.ramp_fraction) * self.config.steps - 1e-6
+        better = self.state.best_mse is None or result["mse"] < self.state.best_mse
+        if ramped and better and math.isfinite(result["mse"]):
             self.state.best_mse, self.state.best_step = result["mse"], self.state.step
             save_model(self.run / "best", self.model, self.inputs)
         return {"valid_mse": result["mse"], "valid_pearson": result["pearson"]}

@@ -53,7 +53,7 @@ def test_run_folder(settings, tmp_path):
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["valid_mse"]] == ["3", "6"]
     valid = {int(row["step"]): float(row["valid_mse"]) for row in rows if row["valid_mse"]}
-    assert result.best_mse == min(valid.values()) == valid[result.best_step]
+    assert result.best_step == 6 and result.best_mse == valid[6]  # at step 3 the KL weight was not full
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["d_model"] == 8
     assert list((run / "tensorboard").glob("events.*"))
     assert json.loads((run / "best" / "inputs.json").read_text())["signals"] == ["H3K27ac", "DNase", "contacts"]
@@ -67,10 +67,11 @@ def test_best_is_the_model_with_the_lowest_validation_error(settings, tmp_path):
     from seq2exp.inference.windows import load_model, predict_genes
 
     schedule = {"warmup_steps": 6, "start_lr": 1e-5, "end_lr": 1.0}
-    config = _config(settings, evaluate_every=1, optimizer={"lr": 1.0, "clip": 1e6}, schedule=schedule)
+    config = _config(settings, evaluate_every=1, optimizer={"lr": 1.0, "clip": 1e6}, schedule=schedule, kl={})
     trainer = Trainer(config, tmp_path / "run", quiet=True)
     result = trainer.fit()
-    assert result.best_step < 6
+    valid = {int(row["step"]): float(row["valid_mse"]) for row in _rows(tmp_path / "run")}
+    assert result.best_step < 6 and result.best_mse == min(valid.values()) == valid[result.best_step]
     model, _, _ = load_model(tmp_path / "run")
     assert scores(predict_genes(model, trainer.valid_set, batch_size=4))["mse"] == pytest.approx(result.best_mse)
 

@@ -63,6 +63,7 @@ WRONG = [
     ({"model": {"d_model": -8}}, "model.d_model: "),
     ({"model": 7}, "model: input should be a valid dictionary"),
     ({"schedule": {"warmup_steps": 7}}, "schedule.warmup_steps is 7, more than steps (6)"),
+    ({"kl": {"start_fraction": 0.6, "ramp_fraction": 0.6}}, "kl.start_fraction + kl.ramp_fraction is above 1"),
     ({"model": {"length": 127, "center": 16}}, "model.length - model.center to be even, got 127 - 16"),
 ]
 
