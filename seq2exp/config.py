@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=1)]
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, as "field: reason"."""
+    first = error.errors()[0]
+    field, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{field}: {reason}" if field else reason
 
 
 class BackboneFields(BaseModel):

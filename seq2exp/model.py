@@ -177,7 +177,7 @@ def check_inputs(
     batch = sequence.shape[0]
     if signals is not None and tuple(signals.shape) != (batch, config.length, config.tracks):
         raise ValueError(f"signals must be ({batch}, {config.length}, {config.tracks}), got {tuple(signals.shape)}")
-    given = 0 if gene_features is None else gene_features.shape[-1]
-    if given != config.gene_features or (gene_features is not None and gene_features.shape[0] != batch):
+    fits = not config.gene_features if gene_features is None else gene_features.shape == (batch, config.gene_features)
+    if not fits:
         shape = None if gene_features is None else tuple(gene_features.shape)
         raise ValueError(f"gene_features must be ({batch}, {config.gene_features}), got {shape}")

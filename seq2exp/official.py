@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from seq2exp.backbone import Caduceus
 from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig
-from seq2exp.config import Seq2ExpConfig
+from seq2exp.config import BackboneFields, Seq2ExpConfig, first_problem
 from seq2exp.errors import UserError
 from seq2exp.model import Seq2Exp
 
@@ -36,6 +39,16 @@ _UNSUPPORTED = {
 }  # fmt: skip
 
 
+_Config = TypeVar("_Config", bound=BackboneFields)
+
+
+class _StateDict(dict[str, Tensor]):
+    """Says which key is missing."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise UserError(f"load_official: the state dict lacks {key}; is config['_class'] that of this file?")
+
+
 def load_official(
     path_or_state_dict: str | Path | Mapping[str, Tensor], config: Mapping[str, Any] | None = None
 ) -> nn.Module:
@@ -54,9 +67,11 @@ def load_official(
 
     Raises
     ------
-    UserError: no such file, an option that we do not have, a missing, unexpected or misshapen key.
+    UserError: no such file, a file with more than tensors (nothing in it is executed), an option that we do not have,
+        a setting out of range, a missing, unexpected or misshapen key.
     """
-    weights = dict(path_or_state_dict) if isinstance(path_or_state_dict, Mapping) else _read(Path(path_or_state_dict))
+    given = path_or_state_dict
+    weights = _StateDict(given if isinstance(given, Mapping) else _read(Path(given)))
     settings = dict(config or {})
     kind = settings.get("_class") or _guess_class(weights)
     for name, fine in _UNSUPPORTED.items():
@@ -80,13 +95,24 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(str(path))
-    found = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a safetensors file: {error}") from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on a file that is damaged or holds more than tensors torch raises almost anything
+        raise UserError(f"{path}: not a bare state dict that torch can read without running code in it") from error
     if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) for x in found.values()):
         raise UserError(f"{path}: not a bare state dict (a mapping from names to tensors)")
     return dict(found)
+
+
+def _checked(kind: type[_Config], fields: Mapping[str, Any]) -> _Config:
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise UserError(f"load_official: the config does not fit: {first_problem(error)}") from None
 
 
 def _guess_class(weights: Mapping[str, Tensor]) -> str:
@@ -146,7 +172,7 @@ def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2
     elif hard:
         fields |= {"hard": True, "packed": True}
     fields |= {"task_gradient": False}
-    return Seq2Exp(Seq2ExpConfig(**fields))
+    return Seq2Exp(_checked(Seq2ExpConfig, fields))
 
 
 def _priors(
@@ -158,7 +184,10 @@ def _priors(
         return (torch.softmax(stored, 0) if key == "prior_weights" else stored).tolist()
     if name not in settings:
         raise UserError(f"load_official: {key} is neither in the state dict nor, as {name}, in the config")
-    values = [float(x) for x in str(settings[name]).split(",")][:tracks]
+    try:
+        values = [float(x) for x in str(settings[name]).split(",")][:tracks]
+    except ValueError:
+        raise UserError(f"load_official: {name}={settings[name]!r} is not a list of numbers like '2,2,1'") from None
     return [x / sum(values) for x in values] if key == "prior_weights" else values
 
 
@@ -169,7 +198,7 @@ def _gene_exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gen
         "tracks": inputs - 4 if inputs > 4 else settings.get("signal_size", 3),
         "interact": "signal" if inputs > 4 else "no_signal",
     }
-    return GeneExpBiMamba(GeneExpBiMambaConfig(**fields))
+    return GeneExpBiMamba(_checked(GeneExpBiMambaConfig, fields))
 
 
 def _caduceus(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Caduceus:

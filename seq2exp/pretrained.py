@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from seq2exp.config import BackboneFields
+from seq2exp.config import BackboneFields, first_problem
 from seq2exp.errors import UserError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -42,18 +42,27 @@ class Pretrained:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name}: no such file; give a folder written by save_pretrained")
-        fields: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        fields = _read_json(folder / CONFIG)
         kind = fields.pop("model", cls.__name__)
         if kind != cls.__name__:
             raise UserError(f"{folder / CONFIG}: holds a {kind}; load it with {kind}.from_pretrained")
         try:
             model = cls(cls.config_class.model_validate(fields))  # type: ignore[call-arg]
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise UserError(f"{folder / CONFIG}: {first_problem(error)}") from None
         try:
             load_model(model, str(folder / WEIGHTS))  # type: ignore[arg-type]
         except (RuntimeError, SafetensorError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG}: {why}") from None
         return model.eval()  # type: ignore[attr-defined,no-any-return]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # also what is no text
+        raise UserError(f"{path}: not a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object, but a {type(found).__name__}")
+    return found
