@@ -1,6 +1,6 @@
 """The selective scan in plain PyTorch, vectorised over chunks: what runs where no compiled kernel does.
 
-L is cut into about sqrt(L) chunks of T positions. Three passes, each a loop over T or over the chunks instead of over L:
+L is cut into about sqrt(L) chunks of T positions. Three passes, each a loop over T or over the chunks, not over L:
 
 1. every chunk at once from a zero state, keeping only its final state;
 2. the carry from chunk to chunk: h0[c+1] = exp(A sum dt) h0[c] + final[c];
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE_BYTES = 192 << 20  # temporaries of one tile
+TILE_BYTES = 192 << 20  # state-sized temporaries of one tile
 
 
 def chunk_length(length: int) -> int:
@@ -54,17 +54,15 @@ class _Tile:
     C: Tensor
     keep: Tensor | None  # (T, 1, chunks, 1, 1, 1): 0 where a sequence starts
 
-    def decay(self, t: int, out: Tensor) -> Tensor:
-        torch.mul(self.dt[t].unsqueeze(-1), self.A, out=out)
-        out.exp_()
-        return out if self.keep is None else out.mul_(self.keep[t])
+    def decay(self) -> Tensor:
+        """exp(dt A) of every position, 0 where a sequence starts: (T, batch, chunks, groups, channels, state)."""
+        out = (self.dt.unsqueeze(-1) * self.A).exp_()
+        return out if self.keep is None else out.mul_(self.keep)
 
     def chunk_decay(self) -> Tensor:
+        """Product of the decays of a chunk: (batch, chunks, groups, channels a group, state)."""
         total = torch.exp(self.dt.sum(0).unsqueeze(-1) * self.A)
         return total if self.keep is None else total * self.keep.amin(0)
-
-    def state_buffer(self) -> Tensor:
-        return self.dt.new_zeros(*self.dt.shape[1:], self.A.shape[-1])
 
 
 class _Layout:
@@ -112,7 +110,7 @@ def _pairs(cu_seqlens: Tensor) -> tuple[list[int], list[int]]:
 
 
 def _tiles(bytes_per_channel: int, batch: int, dim: int, groups: int) -> Iterator[tuple[slice, slice, slice]]:
-    """(rows, channels, groups) slices whose temporaries stay near TILE_BYTES: a range of whole groups, or a part of one."""
+    """(rows, channels, groups) slices with temporaries near TILE_BYTES: a range of whole groups, or a part of one."""
     fit = max(1, TILE_BYTES // max(1, bytes_per_channel))  # channels of one row
     per_group = dim // groups
     rows = max(1, min(batch, fit // dim))
@@ -149,14 +147,19 @@ def _load(
     )  # fmt: skip
 
 
-def _carry(decay: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
-    """Initial state of every chunk, and the state after the last: x[c+1] = decay[c] x[c] + final[c] along dim 1."""
-    initial = torch.empty_like(final)
-    state = torch.zeros_like(final[:, 0])
-    for c in range(final.shape[1]):
-        initial[:, c] = state
-        state = torch.addcmul(final[:, c], decay[:, c], state)
-    return initial, state
+def _carry(decay: Tensor, final: Tensor) -> Tensor:
+    """Initial state of every chunk: x[0] = 0, x[c + 1] = decay[c] x[c] + final[c] along dim 1."""
+    initial = torch.zeros_like(final)
+    for c in range(final.shape[1] - 1):
+        torch.addcmul(final[:, c], decay[:, c], initial[:, c], out=initial[:, c + 1])
+    return initial
+
+
+def _run(h: Tensor, decay: Tensor, initial: Tensor) -> None:
+    """In place along dim 0: what drives the states becomes the states."""
+    before = initial
+    for t in range(h.shape[0]):
+        before = h[t].addcmul_(decay[t], before)
 
 
 def forward(
@@ -173,21 +176,20 @@ def forward(
     n_last = batch if cu_seqlens is None else cu_seqlens.numel() - 1
     last = u.new_zeros(n_last, dim, state, dtype=layout.dtype)
 
-    bytes_per_channel = layout.dtype.itemsize * (4 * length + 4 * layout.chunks * state)
-    for rows, channels, groups in _tiles(bytes_per_channel, batch, dim, B.shape[1]):
+    for rows, channels, groups in _tiles(3 * layout.dtype.itemsize * length * state, batch, dim, B.shape[1]):
         tile = _load(rows, channels, groups, layout, u, delta, A, B, C, delta_bias, delta_softplus, keep)
-        x, decay, h = tile.dt * tile.u, tile.state_buffer(), tile.state_buffer()
+        decay, h = tile.decay(), (tile.dt * tile.u).unsqueeze(-1) * tile.B
+        final = torch.zeros_like(h[0])
         for t in range(layout.steps):
-            h.mul_(tile.decay(t, decay)).addcmul_(x[t].unsqueeze(-1), tile.B[t])
-        h, _ = _carry(tile.chunk_decay(), h)
-        states[rows, :, channels] = h.flatten(2, 3)
-        y = torch.empty_like(x)
-        for t in range(layout.steps):
-            h.mul_(tile.decay(t, decay)).addcmul_(x[t].unsqueeze(-1), tile.B[t])
-            torch.matmul(h, tile.C[t].transpose(-1, -2), out=y[t].unsqueeze(-1))
-            for sequence, chunk in ends.get(t, ()):
+            final = torch.addcmul(h[t], decay[t], final)
+        initial = _carry(tile.chunk_decay(), final)
+        states[rows, :, channels] = initial.flatten(2, 3)
+        _run(h, decay, initial)
+        for t, sequences in ends.items():
+            for sequence, chunk in sequences:
                 row = rows if cu_seqlens is None else slice(sequence, sequence + 1)
-                last[row, channels] = h[:, chunk].flatten(1, 2)
+                last[row, channels] = h[t, :, chunk].flatten(1, 2)
+        y = torch.matmul(h, tile.C.transpose(-1, -2)).squeeze(-1)
         if D is not None:
             y.addcmul_(D[channels].to(y).view(tile.A.shape[:2]), tile.u)
         part = layout.from_tile(y)
@@ -199,7 +201,7 @@ def backward(
     grad_out: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (None where absent); formulas in `reference.selective_scan_backward`."""
+    """Gradients of u, delta, A, B, C, D, z, delta_bias (None where absent); see `reference.selective_scan_backward`."""
     batch, dim, length = u.shape
     state = A.shape[1]
     layout = _Layout(length, reverse, torch.promote_types(u.dtype, torch.float32))
@@ -211,19 +213,17 @@ def backward(
     dD = None if D is None else torch.zeros(dim, dtype=layout.dtype, device=D.device)
     dbias = None if delta_bias is None else torch.zeros(dim, dtype=layout.dtype, device=delta_bias.device)
 
-    bytes_per_channel = layout.dtype.itemsize * length * (state + 8)
-    for rows, channels, groups in _tiles(bytes_per_channel, batch, dim, B.shape[1]):
+    for rows, channels, groups in _tiles(5 * layout.dtype.itemsize * length * state, batch, dim, B.shape[1]):
         tile = _load(rows, channels, groups, layout, u, delta, A, B, C, delta_bias, delta_softplus, keep)
         n, shape = groups.stop - groups.start, tile.A.shape[:2]
-        x, decay = tile.dt * tile.u, tile.state_buffer()
-        h = states[rows, :, channels].unflatten(2, shape)
-        h0, every_h = h, tile.dt.new_empty(layout.steps, *decay.shape)
-        for t in range(layout.steps):
-            h = torch.mul(h, tile.decay(t, decay), out=every_h[t]).addcmul_(x[t].unsqueeze(-1), tile.B[t])
+        x = tile.dt * tile.u
+        decay, h = tile.decay(), x.unsqueeze(-1) * tile.B
+        initial = states[rows, :, channels].unflatten(2, shape)
+        _run(h, decay, initial)
 
         grad = grad_out[rows, channels].to(layout.dtype)
         if z is not None and dz is not None:
-            y = layout.from_tile(torch.matmul(every_h, tile.C.transpose(-1, -2)).squeeze(-1))
+            y = layout.from_tile(torch.matmul(h, tile.C.transpose(-1, -2)).squeeze(-1))
             if D is not None:
                 y = y + D[channels].to(y)[:, None] * u[rows, channels]
             gate = torch.sigmoid(z[rows, channels].to(y))
@@ -232,25 +232,22 @@ def backward(
             grad = grad * zt * gate
         dy = layout.to_tile(grad, n)
 
-        g = tile.state_buffer()
+        g = dy.unsqueeze(-1) * tile.C
+        own = g * decay
+        entering = torch.zeros_like(g[0])
         for t in reversed(range(layout.steps)):
-            g.addcmul_(dy[t].unsqueeze(-1), tile.C[t]).mul_(tile.decay(t, decay))
-        g, _ = _carry(tile.chunk_decay().flip(1), g.flip(1))
-        g = g.flip(1)
+            entering = torch.addcmul(own[t], decay[t], entering)
+        g[-1] += _carry(tile.chunk_decay().flip(1), entering.flip(1)).flip(1)
+        for t in reversed(range(layout.steps - 1)):
+            g[t].addcmul_(decay[t + 1], g[t + 1])
 
-        dx, ddt = torch.empty_like(x), torch.empty_like(x)
-        dB_t, dC_t = (torch.empty_like(tile.B) for _ in range(2))
-        dA_t = torch.zeros_like(tile.A)
-        for t in reversed(range(layout.steps)):
-            g.addcmul_(dy[t].unsqueeze(-1), tile.C[t])
-            torch.matmul(g, tile.B[t].transpose(-1, -2), out=dx[t].unsqueeze(-1))
-            torch.matmul(x[t].unsqueeze(-2), g, out=dB_t[t])
-            torch.matmul(dy[t].unsqueeze(-2), every_h[t], out=dC_t[t])
-            g.mul_(tile.decay(t, decay))
-            w = g * (every_h[t - 1] if t else h0)
-            torch.sum(w * tile.A, -1, out=ddt[t])
-            dA_t += (w * tile.dt[t].unsqueeze(-1)).sum((0, 1))
-        del every_h
+        dx = torch.matmul(g, tile.B.transpose(-1, -2)).squeeze(-1)
+        dB_t, dC_t = torch.matmul(x.unsqueeze(-2), g), torch.matmul(dy.unsqueeze(-2), h)
+        w = torch.mul(decay, g, out=own)
+        w[1:] *= h[:-1]
+        w[0] *= initial
+        dA_t = torch.mul(w, tile.dt.unsqueeze(-1), out=g).sum((0, 1, 2))
+        ddt = torch.mul(w, tile.A, out=g).sum(-1)
 
         ddt.addcmul_(dx, tile.u).mul_(tile.slope)
         dx.mul_(tile.dt)
