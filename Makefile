@@ -8,8 +8,7 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc
 .PHONY: demo test slow bench lint wheel static gpu clean
 
 demo: $(VENV)/.installed-demo
-	rm -rf runs/demo
-	$(BIN)/seq2exp demo --out runs/demo
+	$(BIN)/seq2exp demo --out runs/demo --force
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest -m "not slow and not gpu" $(PYTEST_ARGS)

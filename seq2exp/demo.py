@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seq2exp.data_tools import GeneWindows, build_store, simulate
+from seq2exp.files import atomic, write_json
 from seq2exp.inference.discover import Locus, Selection, discover, write_discovery
 from seq2exp.inference.evaluate import scores
-from seq2exp.inference.files import atomic, write_json
 from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
 from seq2exp.inference.ridge import binned_signals, fit_ridge
 from seq2exp.inference.scores import Element, Recovery

@@ -12,6 +12,7 @@ from safetensors.torch import load_model, save_model
 
 from seq2exp.config import BackboneFields, first_problem
 from seq2exp.errors import UserError
+from seq2exp.files import atomic, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -23,12 +24,11 @@ class Pretrained:
     config: BackboneFields
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors and config.json into `folder`, which is made when absent."""
+        """Write model.safetensors and config.json into `folder`, which is made when absent; each file whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(self, str(folder / WEIGHTS))  # type: ignore[arg-type]
-        fields = self.config.model_dump(mode="json") | {"model": type(self).__name__}
-        (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        with atomic(folder / WEIGHTS) as partial:
+            save_model(self, str(partial))  # type: ignore[arg-type]
+        write_json(folder / CONFIG, self.config.model_dump(mode="json") | {"model": type(self).__name__})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

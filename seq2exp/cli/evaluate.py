@@ -24,8 +24,8 @@ def evaluate(
     model, windows, how = open_trained(
         model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
     )
+    from seq2exp.files import atomic, write_json
     from seq2exp.inference.evaluate import score_splits
-    from seq2exp.inference.files import atomic, write_json
     from seq2exp.inference.windows import predict_genes
 
     table = score_splits(predict_genes(model, windows, **how))

@@ -24,7 +24,7 @@ def predict(
     model, windows, how = open_trained(
         model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
     )
-    from seq2exp.inference.files import atomic
+    from seq2exp.files import atomic
     from seq2exp.inference.windows import predict_genes
 
     genes = predict_genes(model, windows, **how)

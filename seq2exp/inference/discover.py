@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from seq2exp.data_tools import GeneWindows
 from seq2exp.errors import UserError
+from seq2exp.files import atomic
 
-from .files import atomic
 from .windows import Model, run_windows
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seq2exp.errors import UserError
+from seq2exp.files import atomic
 
 from .discover import Locus, Selection
-from .files import atomic
 
 COLORS = ("#2a6f97", "#4c956c", "#8d6a9f", "#b08968")  # tracks, in turn
 MASK, KNOWN, DECOY, INK, MUTED = "#d1495b", "#2b2d42", "#9aa0a6", "#222222", "#6b7075"

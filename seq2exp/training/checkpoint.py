@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seq2exp.errors import UserError
-from seq2exp.inference.files import atomic
+from seq2exp.files import atomic
 from seq2exp.inference.windows import Model
 
 

@@ -131,15 +131,12 @@ def model_config(fields: dict[str, Any], *, tracks: int | None = None, gene_feat
         tracks = len(fields["signal_weights"])  # the store is not open yet
     from_store = {"tracks": tracks, "gene_features": gene_features}
     fields |= {k: v for k, v in from_store.items() if v is not None and k in kind.model_fields and k not in fields}
-    known_fields = [*kind.model_fields, *(["top_fraction"] if preset == "top_fraction" else [])]
     for name in fields:
-        if name not in known_fields:
-            raise UserError(f"{name}: {unknown_field(name, known_fields)}")
+        if name not in kind.model_fields:
+            raise UserError(f"{name}: {unknown_field(name, list(kind.model_fields))}")
     try:
         if baseline is not None:
-            return kind(interact=BASELINES[baseline], **fields)
-        if preset == "top_fraction":
-            return Seq2ExpConfig.top_fraction(fields.pop("top_fraction", 0.10), **fields)
+            return GeneExpBiMambaConfig.model_validate({"interact": BASELINES[baseline], **fields})
         return getattr(Seq2ExpConfig, preset or "soft")(**fields)
     except ValidationError as error:
         raise UserError(sentence(error, kind)) from error

@@ -36,7 +36,7 @@ def test_the_mask_finds_the_elements_and_the_model_beats_ridge(tmp_path, seed):
     for name in RIVALS:
         rival = report.recovery[name]
         assert mask[0] > rival[0] + 0.05, f"{name}: bases {rival[0]:.3f}, mask {mask[0]:.3f}"
-        assert mask[1] > rival[1] + 0.15, f"{name}: elements {rival[1]:.3f}, mask {mask[1]:.3f}"
+        assert mask[1] > rival[1] + 0.3, f"{name}: elements {rival[1]:.3f}, mask {mask[1]:.3f}"
     model, ridge = (report.expression[name] for name in ("model", "ridge on binned signals"))
-    assert model["pearson"] > ridge["pearson"] + 0.05 and model["mse"] < 0.8 * ridge["mse"]
+    assert model["pearson"] > ridge["pearson"] + 0.2 and model["mse"] < 0.5 * ridge["mse"]
     assert ridge["mse"] < report.expression["mean"]["mse"] and math.isfinite(report.seconds_per_step)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from seq2exp.errors import UserError
+from seq2exp.files import atomic, write_json
 from seq2exp.inference.discover import Locus, MaskBigWig, Region, Selection, write_discovery
 from seq2exp.inference.evaluate import score_splits, scores
-from seq2exp.inference.files import atomic, write_json
 from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
 from seq2exp.inference.ridge import binned_signals, fit_ridge
 from seq2exp.inference.scores import Element, Recovery, average_precision
