@@ -24,7 +24,7 @@ class Pretrained:
     config: BackboneFields
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors and config.json into `folder`, which is made when absent; each file whole or not at all."""
+        """Write model.safetensors and config.json into `folder`, made when absent; each file whole or not at all."""
         folder = Path(folder)
         with atomic(folder / WEIGHTS) as partial:
             save_model(self, str(partial))  # type: ignore[arg-type]
