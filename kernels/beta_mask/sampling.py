@@ -27,7 +27,7 @@ def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
 
     result = torch.full_like(a, math.nan).flatten()
-    pending = torch.arange(a.numel(), device=a.device)
+    pending = torch.isfinite(a).flatten().nonzero().flatten()  # NaN stays NaN: no draw would ever be accepted
     boost = torch.zeros_like(result)
     d, c, position, row = (x.flatten() for x in (d, c, position, row))
     attempt = 0
@@ -42,7 +42,7 @@ def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int
         log_v = torch.log(v.clamp_min(1e-300))
         accept = (v > 0) & (torch.log(uniform(word[2])) < 0.5 * x * x + dp - dp * v + dp * log_v)
         if attempt == 0:
-            boost = torch.log(uniform(word[3]))
+            boost[pending] = torch.log(uniform(word[3]))
         result[pending[accept]] = (torch.log(dp) + log_v)[accept]
         pending = pending[~accept]
         attempt += 1

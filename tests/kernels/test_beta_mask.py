@@ -134,6 +134,18 @@ def test_small_concentrations_have_no_spurious_half():
     assert abs(float(m.mean()) - 0.5) < 0.01
 
 
+def test_a_diverged_row_does_not_hang_the_sampler_or_leak():
+    logits, signals = inputs()
+    clean = beta_mask(logits, signals, sample=True, seed=4, **TRACKS, **SETTINGS).soft_mask
+    broken = logits.detach().clone()
+    broken[0, 7] = math.nan
+    soft = beta_mask(broken, signals, sample=True, seed=4, **TRACKS, **SETTINGS).soft_mask
+    assert torch.isnan(soft[0, 7])
+    keep = torch.ones(2, 40, dtype=torch.bool)
+    keep[0, 7] = False
+    assert torch.equal(soft[keep], clean[keep])
+
+
 def test_a_sample_depends_on_seed_row_and_position_only():
     logits, signals = inputs(batch=4, dtype=torch.float32)
     options = dict(sample=True, **TRACKS, **SETTINGS)
