@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ def measure(bench: Benchmark) -> Result:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    """The fastest call of those that fit into 0.3 s, or of the one that does not."""
+    fastest, stop = math.inf, time.perf_counter() + 0.3
+    while time.perf_counter() < stop:
+        start = time.perf_counter()
+        work()
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

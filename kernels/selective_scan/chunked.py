@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE_BYTES = 192 << 20  # state-sized temporaries of one tile
+TILE_BYTES = 64 << 20  # state-sized temporaries of one tile
 
 
 def chunk_length(length: int) -> int:
@@ -54,15 +54,33 @@ class _Tile:
     C: Tensor
     keep: Tensor | None  # (T, 1, chunks, 1, 1, 1): 0 where a sequence starts
 
-    def decay(self) -> Tensor:
-        """exp(dt A) of every position, 0 where a sequence starts: (T, batch, chunks, groups, channels, state)."""
-        out = (self.dt.unsqueeze(-1) * self.A).exp_()
+    def state_shape(self) -> tuple[int, ...]:
+        return (*self.dt.shape, self.A.shape[-1])
+
+    def decay(self, out: Tensor) -> Tensor:
+        """exp(dt A) of every position, 0 where a sequence starts: (T, batch, chunks, groups, channels a group, state)."""
+        torch.mul(self.dt.unsqueeze(-1), self.A, out=out).exp_()
         return out if self.keep is None else out.mul_(self.keep)
 
     def chunk_decay(self) -> Tensor:
         """Product of the decays of a chunk: (batch, chunks, groups, channels a group, state)."""
         total = torch.exp(self.dt.sum(0).unsqueeze(-1) * self.A)
         return total if self.keep is None else total * self.keep.amin(0)
+
+
+class _Scratch:
+    """State-sized buffers that all tiles share: fresh memory costs more in page faults than the arithmetic."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._pool: list[Tensor] = []
+        self._empty = like.new_empty(0, dtype=dtype)
+
+    def __call__(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        if index == len(self._pool):
+            self._pool.append(self._empty.new_empty(math.prod(shape)))
+        if self._pool[index].numel() < math.prod(shape):
+            self._pool[index] = self._empty.new_empty(math.prod(shape))
+        return self._pool[index][: math.prod(shape)].view(shape)
 
 
 class _Layout:
@@ -74,10 +92,10 @@ class _Layout:
 
     def to_tile(self, x: Tensor, groups: int) -> Tensor:
         """(batch, groups * k, L) -> (T, batch, chunks, groups, k), zero padded at the end of the scan."""
-        x = x.flip(-1) if self.reverse else x
-        x = F.pad(x.to(self.dtype), (0, self.steps * self.chunks - self.length))
-        x = x.unflatten(-1, (self.chunks, self.steps)).unflatten(1, (groups, -1))
-        return x.permute(4, 0, 3, 1, 2).contiguous()
+        steps, chunks = self.steps, self.chunks
+        padded = x.new_zeros(x.shape[0], steps * chunks, x.shape[1], dtype=self.dtype)
+        padded[:, : self.length] = (x.flip(-1) if self.reverse else x).transpose(1, 2)
+        return padded.view(x.shape[0], chunks, steps, groups, -1).permute(2, 0, 1, 3, 4).contiguous()
 
     def from_tile(self, x: Tensor) -> Tensor:
         """(T, batch, chunks, groups, k) -> (batch, groups * k, L)."""
@@ -158,8 +176,8 @@ def _carry(decay: Tensor, final: Tensor) -> Tensor:
 def _run(h: Tensor, decay: Tensor, initial: Tensor) -> None:
     """In place along dim 0: what drives the states becomes the states."""
     before = initial
-    for t in range(h.shape[0]):
-        before = h[t].addcmul_(decay[t], before)
+    for h_t, decay_t in zip(h.unbind(), decay.unbind(), strict=True):
+        before = h_t.addcmul_(decay_t, before)
 
 
 def forward(
@@ -176,12 +194,15 @@ def forward(
     n_last = batch if cu_seqlens is None else cu_seqlens.numel() - 1
     last = u.new_zeros(n_last, dim, state, dtype=layout.dtype)
 
-    for rows, channels, groups in _tiles(3 * layout.dtype.itemsize * length * state, batch, dim, B.shape[1]):
+    scratch = _Scratch(u, layout.dtype)
+    for rows, channels, groups in _tiles(2 * layout.dtype.itemsize * length * state, batch, dim, B.shape[1]):
         tile = _load(rows, channels, groups, layout, u, delta, A, B, C, delta_bias, delta_softplus, keep)
-        decay, h = tile.decay(), (tile.dt * tile.u).unsqueeze(-1) * tile.B
+        shape = tile.state_shape()
+        decay = tile.decay(scratch(0, shape))
+        h = torch.mul((tile.dt * tile.u).unsqueeze(-1), tile.B, out=scratch(1, shape))
         final = torch.zeros_like(h[0])
-        for t in range(layout.steps):
-            final = torch.addcmul(h[t], decay[t], final)
+        for h_t, decay_t in zip(h.unbind(), decay.unbind(), strict=True):
+            final = torch.addcmul(h_t, decay_t, final)
         initial = _carry(tile.chunk_decay(), final)
         states[rows, :, channels] = initial.flatten(2, 3)
         _run(h, decay, initial)
@@ -213,11 +234,13 @@ def backward(
     dD = None if D is None else torch.zeros(dim, dtype=layout.dtype, device=D.device)
     dbias = None if delta_bias is None else torch.zeros(dim, dtype=layout.dtype, device=delta_bias.device)
 
-    for rows, channels, groups in _tiles(5 * layout.dtype.itemsize * length * state, batch, dim, B.shape[1]):
+    scratch = _Scratch(u, layout.dtype)
+    for rows, channels, groups in _tiles(4 * layout.dtype.itemsize * length * state, batch, dim, B.shape[1]):
         tile = _load(rows, channels, groups, layout, u, delta, A, B, C, delta_bias, delta_softplus, keep)
         n, shape = groups.stop - groups.start, tile.A.shape[:2]
         x = tile.dt * tile.u
-        decay, h = tile.decay(), x.unsqueeze(-1) * tile.B
+        decay = tile.decay(scratch(0, tile.state_shape()))
+        h = torch.mul(x.unsqueeze(-1), tile.B, out=scratch(1, decay.shape))
         initial = states[rows, :, channels].unflatten(2, shape)
         _run(h, decay, initial)
 
@@ -232,14 +255,15 @@ def backward(
             grad = grad * zt * gate
         dy = layout.to_tile(grad, n)
 
-        g = dy.unsqueeze(-1) * tile.C
-        own = g * decay
+        g = torch.mul(dy.unsqueeze(-1), tile.C, out=scratch(2, decay.shape))
+        own = torch.mul(g, decay, out=scratch(3, decay.shape))
         entering = torch.zeros_like(g[0])
-        for t in reversed(range(layout.steps)):
-            entering = torch.addcmul(own[t], decay[t], entering)
+        for own_t, decay_t in zip(reversed(own.unbind()), reversed(decay.unbind()), strict=True):
+            entering = torch.addcmul(own_t, decay_t, entering)
         g[-1] += _carry(tile.chunk_decay().flip(1), entering.flip(1)).flip(1)
+        g_t, decay_t = g.unbind(), decay.unbind()
         for t in reversed(range(layout.steps - 1)):
-            g[t].addcmul_(decay[t + 1], g[t + 1])
+            g_t[t].addcmul_(decay_t[t + 1], g_t[t + 1])
 
         dx = torch.matmul(g, tile.B.transpose(-1, -2)).squeeze(-1)
         dB_t, dC_t = torch.matmul(x.unsqueeze(-2), g), torch.matmul(dy.unsqueeze(-2), h)
