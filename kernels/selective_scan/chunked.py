@@ -58,7 +58,7 @@ class _Tile:
         return (*self.dt.shape, self.A.shape[-1])
 
     def decay(self, out: Tensor) -> Tensor:
-        """exp(dt A) of every position, 0 where a sequence starts: (T, batch, chunks, groups, channels a group, state)."""
+        """exp(dt A) of every position, 0 where a sequence starts: (T, ..., state)."""
         torch.mul(self.dt.unsqueeze(-1), self.A, out=out).exp_()
         return out if self.keep is None else out.mul_(self.keep)
 
