@@ -70,5 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop(sentence: str) -> None:
-    typer.echo(f"seq2exp: {' '.join(sentence.split())}", err=True)
+    if sentence:  # empty without arguments: the help has been printed instead
+        typer.echo(f"seq2exp: {' '.join(sentence.split())}", err=True)
     sys.exit(2)

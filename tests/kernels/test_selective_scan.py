@@ -1,6 +1,8 @@
 """The oracle against autograd, the torch path against the oracle, the registered op."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -179,3 +181,26 @@ def test_bad_input(change, error, words):
 def test_bad_offsets(offsets):
     with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to L = 37"):
         selective_scan(**inputs(batch=1), cu_seqlens=torch.tensor(offsets))
+
+
+@pytest.mark.slow
+def test_chunked_temporaries_at_full_length():
+    """Forward and backward at L = 200,000, 256 channels, 16 states: under 1 GB beside inputs and results."""
+    probe = """
+import resource, torch
+from seq2exp.kernels.selective_scan import chunked
+u, delta = torch.randn(1, 256, 200_000), torch.rand(1, 256, 200_000)
+A, B, C = -torch.rand(256, 16), torch.randn(1, 1, 16, 200_000), torch.randn(1, 1, 16, 200_000)
+args = (u, delta, A, B, C, None, None, None, True, False, None)
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+out, last, states = chunked.forward(*args)
+print(peak() - before - (out.nbytes + states.nbytes))
+before = peak()
+grads = chunked.backward(out, *args, states)
+print(peak() - before - sum(g.nbytes for g in grads if g is not None))
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    forward, backward = (int(line) / 2**30 for line in done.stdout.split())
+    assert forward < 1 and backward < 1, (forward, backward)
