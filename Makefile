@@ -26,7 +26,7 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/mypy
 
 wheel: $(VENV)/.installed-test
-	rm -rf dist
+	rm -rf dist build/lib*
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist
 
