@@ -42,9 +42,12 @@ def setup(checkout: Path, *arguments: str, **environment: str) -> subprocess.Com
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=os.environ | environment)
 
 
-def needs_compiler() -> None:
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("no C++ compiler here")
+@pytest.fixture
+def compiler(build: SimpleNamespace) -> str:
+    """The command of a C++ compiler that works; skips without one."""
+    if (found := build.compiler()) is None:
+        pytest.skip(f"no working C++ compiler ({build.cxx()})")
+    return found
 
 
 def test_every_package_is_in_the_list(build):
@@ -79,8 +82,7 @@ def test_no_compiler_makes_a_pure_wheel_and_says_so(checkout):
     assert "seq2exp/kernels/selective_scan/ops.py" in names and not any(name.endswith(".so") for name in names)
 
 
-def test_no_torch_ends_in_one_sentence(checkout, tmp_path):
-    needs_compiler()
+def test_no_torch_ends_in_one_sentence(checkout, tmp_path, compiler):
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
     tools = tmp_path / "tools"  # setuptools and no torch
@@ -117,8 +119,7 @@ def test_old_torch_counts_as_none(build, tmp_path, monkeypatch):
     assert build.find_torch() == folder
 
 
-def test_failing_nvcc_leaves_the_cpu_kernels_and_headers_rebuild(checkout):
-    needs_compiler()
+def test_failing_nvcc_leaves_the_cpu_kernels_and_headers_rebuild(checkout, compiler):
     run = setup(checkout, "build_ext", "--inplace", NVCC="/bin/false")
     assert run.returncode == 0, run.stderr
     assert "nvcc (/bin/false) failed, see above, so the CUDA kernels are left out" in run.stderr
@@ -140,8 +141,7 @@ def test_failing_nvcc_leaves_the_cpu_kernels_and_headers_rebuild(checkout):
 
 
 @pytest.mark.slow
-def test_wheel_has_no_python_tag(checkout):
-    needs_compiler()
+def test_wheel_has_no_python_tag(checkout, compiler):
     run = setup(checkout, "bdist_wheel")
     assert run.returncode == 0, run.stderr
     (wheel,) = (checkout / "dist").glob("*.whl")
