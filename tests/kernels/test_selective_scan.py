@@ -192,12 +192,12 @@ from seq2exp.kernels.selective_scan import chunked
 u, delta = torch.randn(1, 256, 200_000), torch.rand(1, 256, 200_000)
 A, B, C = -torch.rand(256, 16), torch.randn(1, 1, 16, 200_000), torch.randn(1, 1, 16, 200_000)
 args = (u, delta, A, B, C, None, None, None, True, False, None)
-
+now = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+before = now()
 out, last, states = chunked.forward(*args)
 print(peak() - before - (out.nbytes + states.nbytes))
-before = peak()
+before = now()
 grads = chunked.backward(out, *args, states)
 print(peak() - before - sum(g.nbytes for g in grads if g is not None))
 """
