@@ -152,9 +152,7 @@ def mask_forward(
     zero, one = _regions(soft.shape[1], s.center, exclude, include, soft)
     mask = selected.masked_fill(zero, 0).masked_fill(one, 1)
     continuity = mask.diff(dim=1).abs().sum(1).mean() / (mask.shape[1] + 1)
-    return BetaMask(
-        mask, soft.clone() if not s.sample else soft, alpha, beta, beta_kl(alpha, beta, s).mean().to(wide), continuity
-    )
+    return BetaMask(mask, soft, alpha, beta, beta_kl(alpha, beta, s).mean().to(wide), continuity)
 
 
 def mask_backward(
