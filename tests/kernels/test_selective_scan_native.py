@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.scan import arguments, check_implementation, problem, rms_error
+from scan_problems import arguments, check_implementation, problem, rms_error
 
 from seq2exp.kernels import _extension
 from seq2exp.kernels.selective_scan import chunked, native, reference
