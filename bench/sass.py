@@ -1,0 +1,216 @@
+"""Counts the instructions that a GPU kernel executes, from its machine code and how often its loops run.
+
+`kernels(path)` disassembles a cubin or object file. `Kernel.count(...)` gives the instructions of one thread: the sum
+over basic blocks of instructions times passes. The passes come from one of two sources:
+
+marks   S2E_MARK and S2E_MARK_BRANCH of csrc/common/marks.h, here a PMTRIG instruction each. The caller says how often a
+        thread passes each mark, T. A loop that holds m copies of its mark (unrolled) runs T / m times; the remainder of
+        an unrolled loop is counted there too. Blocks that only run after a branch mark, in the same innermost loop, run
+        T times over the mark's copies.
+tree    trips of every loop per entry, [(trips, [inner loops])], in the order of the code; it has to match the loops.
+
+Blocks outside loops run once. What cannot be known is a SassError, never 1: a loop without mark, a mark that is not
+there, an indirect branch. Both sides of an unmarked branch are counted, and so are predicated instructions: a warp
+issues them whether or not a lane needs them, and for the same reason T means passes of a thread's warp. A subroutine
+counts at every call. Not counted: marks, NOP, unreachable code, the detours of warps that are not converged.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from sass_graph import Graph, Instruction, Loop, SassError
+
+CLASSES = {
+    "MUFU": ("MUFU",),
+    "FFMA/FMUL/FADD": ("FFMA", "FMUL", "FADD"),
+    "LDS/STS": ("LDS", "STS", "LDSM", "STSM", "ATOMS"),
+    "LDG/STG": ("LDG", "STG", "LD", "ST", "RED", "ATOM", "ATOMG", "LDGSTS"),
+    "SHFL": ("SHFL",),
+    "other": (),
+}
+_CLASS_OF = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes}
+LOOP_MARK, BRANCH_MARK, MARK_ID = 0x100, 0x200, 0xFF  # as in csrc/common/marks.h
+
+# trips of a loop per entry, and its inner loops
+LoopTree = Sequence[tuple[float, "LoopTree"]]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Instructions of one thread, weighted by passes: in all and by class."""
+
+    total: float
+    classes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    architecture: int
+    code: tuple[Instruction, ...]
+
+    @cached_property
+    def graph(self) -> Graph:
+        return Graph({i.address: i for i in self.code}, self.code[0].address)
+
+    @property
+    def instructions(self) -> int:
+        """Instructions that can be reached, each once, without marks."""
+        return sum(i.counts for block in self.graph.blocks.values() for i in block)
+
+    @property
+    def local_accesses(self) -> int:
+        """Loads and stores of spilled registers and of local arrays."""
+        return sum(i.opcode in ("LDL", "STL") for i in self.code)
+
+    def count(
+        self,
+        *,
+        marks: Mapping[int, float] | None = None,
+        branches: Mapping[int, float] | None = None,
+        tree: LoopTree | None = None,
+    ) -> Count:
+        """marks, branches: the passes T of every mark; or tree: the trips of every loop. Raises SassError."""
+        try:
+            if tree is None:
+                passes = _passes_from_marks(self.graph, dict(marks or {}), dict(branches or {}))
+            else:
+                passes = _passes_from_tree(self.graph, tree)
+            classes: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+            for block, n in passes.items():
+                for opcode, times in self.graph.opcodes(block).items():
+                    classes[_CLASS_OF.get(opcode, "other")] += n * times
+        except SassError as error:
+            raise SassError(f"{self.name}: {error}") from None
+        return Count(sum(classes.values()), classes)
+
+
+def kernels(path: Path) -> dict[tuple[str, int], Kernel]:
+    """The kernels of a cubin or object file by (mangled name, architecture such as 80)."""
+    return parse(_cuobjdump("--dump-sass", path))
+
+
+def resources(path: Path) -> dict[tuple[str, int], dict[str, int]]:
+    """By kernel as in `kernels`: registers and bytes of stack a thread, bytes of static shared memory a block."""
+    found: dict[tuple[str, int], dict[str, int]] = {}
+    architecture, name = 0, ""
+    for line in _cuobjdump("--dump-resource-usage", path).splitlines():
+        if match := re.search(r"arch = sm_(\d+)", line):
+            architecture = int(match[1])
+        elif match := re.match(r"\s*Function (\S+):", line):
+            name = match[1]
+        elif "REG:" in line:
+            usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", line)}
+            found[name, architecture] = {
+                "registers": usage["REG"], "stack": usage["STACK"], "static_shared": usage["SHARED"],
+            }  # fmt: skip
+    return found
+
+
+def parse(text: str) -> dict[tuple[str, int], Kernel]:
+    """From what `cuobjdump --dump-sass` prints."""
+    found: dict[tuple[str, int], Kernel] = {}
+    architecture, name, code = 0, "", []
+    for line in text.splitlines():
+        if match := re.search(r"code for sm_(\d+)", line):
+            architecture = int(match[1])
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            name, code = match[1], []
+        elif match := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;", line):
+            code.append(Instruction(int(match[1], 16), match[2] or "", match[3], match[4]))
+        elif code and re.match(r"\s*\.{6,}", line):
+            found[name, architecture] = Kernel(name, architecture, tuple(code))
+            code = []
+    return found
+
+
+def _cuobjdump(what: str, path: Path) -> str:
+    """With the copy that Triton brings along."""
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        raise SassError("cuobjdump comes with triton, which is not installed")
+    tool = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
+    done = subprocess.run([tool, what, path], capture_output=True, text=True)
+    if done.returncode:
+        raise SassError(f"cuobjdump failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _passes_from_tree(graph: Graph, tree: LoopTree) -> dict[int, float]:
+    trips: dict[Loop | None, float] = {None: 1.0}
+
+    def assign(loops: list[Loop], tree: LoopTree, entries: float) -> None:
+        if len(loops) != len(tree):
+            raise SassError(f"trips are given for {len(tree)} loops, found {[f'{x.header:#x}' for x in loops]}")
+        for loop, (n, inner) in zip(loops, tree, strict=True):
+            trips[loop] = entries * n
+            assign(loop.inner, inner, entries * n)
+
+    assign(graph.outermost, tree, 1.0)
+    return {block: trips[graph.innermost(block)] for block in graph.blocks}
+
+
+def _passes_from_marks(graph: Graph, marks: dict[int, float], branches: dict[int, float]) -> dict[int, float]:
+    loop_marks, branch_marks = _marked_blocks(graph, LOOP_MARK), _marked_blocks(graph, BRANCH_MARK)
+    for kind, given, found in (("mark", marks, loop_marks), ("branch mark", branches, branch_marks)):
+        if missing := given.keys() - found.keys():
+            raise SassError(f"{kind} {sorted(missing)} is not in the code")
+        if unknown := found.keys() - given.keys():
+            raise SassError(f"{kind} {sorted(unknown)} is in the code, how often it is passed was not given")
+    trips = _trips(graph, marks, {id: Counter(map(graph.innermost, blocks)) for id, blocks in loop_marks.items()})
+    passes = {block: trips[graph.innermost(block)] for block in graph.blocks}
+    shares = []
+    for id, blocks in branch_marks.items():
+        around = sum(passes[block] for block in blocks)
+        if blocks and branches[id] > around * (1 + 1e-6):
+            raise SassError(f"branch mark {id} is passed {branches[id]:g} times, what holds it runs {around:g} times")
+        shares += [(block, branches[id] / around if around else 0.0) for block in blocks]
+    # a branch within a branch has the last word
+    for marked, share in sorted(shares, key=lambda x: graph.order[x[0]]):
+        loop = graph.innermost(marked)
+        for block in graph.blocks:
+            if graph.innermost(block) is loop and graph.dominates(marked, block):
+                passes[block] = share * trips[loop]
+    return passes
+
+
+def _marked_blocks(graph: Graph, kind: int) -> dict[int, list[int]]:
+    """The block of every copy of each mark. A predicated mark marks nothing: what follows it is issued anyway."""
+    found: dict[int, list[int]] = {}
+    for block, body in graph.blocks.items():
+        for i in body:
+            if i.opcode == "PMTRIG" and (value := int(i.operands, 16)) & kind:
+                found.setdefault(value & MARK_ID, []).extend([] if i.predicate else [block])
+    return found
+
+
+def _trips(graph: Graph, passes: dict[int, float], copies: dict[int, Counter[Loop | None]]) -> dict[Loop | None, float]:
+    """How often each loop runs in all, from the passes of every mark and its copies in each innermost loop."""
+    found: dict[Loop | None, dict[int, float]] = {None: {0: 1.0}} | {loop: {} for loop in graph.loops}
+    for id, places in copies.items():
+        (main, most), *others = places.most_common()
+        found[main][id] = passes[id] / most
+        for place, n in others:
+            parent = main.parent if main else None
+            if n == most or (place is not parent and (place is None or place.parent is not parent)):
+                raise SassError(f"mark {id} is in several loops, none of which is the remainder of the other")
+            if place is not parent:
+                found[place][id] = 0.0
+    trips = {}
+    for loop, estimates in found.items():
+        where = f"the loop at {loop.header:#x} ({len(loop.blocks)} blocks)" if loop else "the kernel"
+        if not estimates:
+            raise SassError(f"{where} has no mark")
+        if not math.isclose(min(estimates.values()), max(estimates.values()), rel_tol=1e-6):
+            raise SassError(f"marks disagree on how often {where} runs: {estimates}")
+        trips[loop] = max(estimates.values())
+    return trips
