@@ -16,9 +16,11 @@ test: $(VENV)/.installed-test
 slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
+# No figure for a kernel that fails its tests.
 bench: $(VENV)/.installed-test
+	$(BIN)/pytest -q -m "not slow and not gpu" tests/kernels/test_selective_scan.py tests/kernels/test_selective_scan_native.py
 	$(BIN)/python bench/run.py
-	$(BIN)/pytest bench --benchmark-only -q
+	$(BIN)/pytest -q --benchmark-only --benchmark-max-time=0.3 --benchmark-min-rounds=3 bench/test_*.py
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -1,20 +1,26 @@
-"""Side-by-side measurement: what a benchmark is, the registry, and the ratio of two callables in one process."""
+"""Side-by-side measurement: what a benchmark is, the registry, time and memory of two callables in one process."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Two ways to do the same work. `check` raises AssertionError when the results of `ours` are wrong."""
+    """Two ways to do the same work, or one. `check` raises AssertionError when the results of `ours` are wrong.
+
+    traffic: bytes of all inputs and outputs, where GB/s say something.
+    """
 
     ours: Callable[[], object]
-    other: Callable[[], object]
-    check: Callable[[], None]
+    other: Callable[[], object] | None
+    check: Callable[[], object]
+    traffic: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,14 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Seconds of the fastest call, and by how many bytes memory grew at most (None where that cannot be told)."""
+
+    seconds: float
+    peak: int | None
+
+
+@dataclass(frozen=True)
 class Result:
     """Ratios time(other) / time(ours): of the fastest rounds, and the extremes over single rounds.
 
@@ -39,13 +53,16 @@ class Result:
     """
 
     name: str
-    ratio: float | None
-    low: float | None
-    high: float | None
-    note: str
+    note: str = ""
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    ours: Cost | None = None
+    other: Cost | None = None
+    traffic: int | None = None
 
     def met(self, goal: float | None) -> bool:
-        return self.ratio is not None and (goal is None or self.ratio >= goal)
+        return self.ours is not None and (goal is None or (self.ratio is not None and self.ratio >= goal))
 
 
 REGISTRY: dict[str, Benchmark] = {}
@@ -67,17 +84,48 @@ def benchmark(
 def measure(bench: Benchmark) -> Result:
     """Checks first: a kernel that is wrong gets no figure. Then alternates the two sides, after one warm-up each."""
     if reason := bench.unavailable():
-        return Result(bench.name, None, None, None, f"not run: {reason}")
+        return Result(bench.name, f"not run: {reason}")
     contest = bench.prepare()
     try:
         contest.check()
     except AssertionError as error:
-        return Result(bench.name, None, None, None, f"WRONG, no figure: {error}")
-    contest.other()
-    contest.ours()
-    other, ours = zip(*((_seconds(contest.other), _seconds(contest.ours)) for _ in range(bench.rounds)), strict=True)
-    ratios = [a / b for a, b in zip(other, ours, strict=True)]
-    return Result(bench.name, min(other) / min(ours), min(ratios), max(ratios), "")
+        return Result(bench.name, f"WRONG, no figure: {error}")
+    other_peak = peak_memory(contest.other) if contest.other else None
+    peak = peak_memory(contest.ours)
+    others, ours = [], []
+    for _ in range(bench.rounds):
+        if contest.other:
+            others.append(_seconds(contest.other))
+        ours.append(_seconds(contest.ours))
+    cost = Cost(min(ours), peak)
+    if not contest.other:
+        return Result(bench.name, ours=cost, traffic=contest.traffic)
+    ratios = [a / b for a, b in zip(others, ours, strict=True)]
+    return Result(
+        bench.name, "", min(others) / min(ours), min(ratios), max(ratios), cost, Cost(min(others), other_peak),
+        contest.traffic,
+    )  # fmt: skip
+
+
+def peak_memory(work: Callable[[], object]) -> int | None:
+    """Bytes by which the resident set of this process grows at most while `work` runs, results included.
+
+    None where Linux does not let a process reset its own high-water mark.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is free but resident would hide growth
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        work()
+        return None
+    before = _resident("VmRSS")
+    work()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
-"""Runs benchmarks: `python bench/run.py [NAME ...]`. Writes bench/results/cpu.json and prints a Markdown table.
+"""Runs benchmarks: `python bench/run.py [NAME ...]`. Writes bench/results/cpu.json and prints Markdown tables.
 
-Figures are ratios of two ways measured side by side in this process, "other / ours" (above 1: ours is faster).
-Exit code 1 when a check fails or a goal is missed.
+Figures are ratios of two ways measured side by side in this process, "other / ours" (above 1: ours is faster). Times,
+memory and GB/s hold for the machine and the moment. Exit code 1 when a check fails or a goal is missed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ def main(names: list[str]) -> int:
 
 
 def row(bench: Benchmark, result: Result) -> dict:
-    figures = {
+    figures: dict[str, float | None] = {
         name: value and round(value, 3) for name, value in vars(result).items() if name in ("ratio", "low", "high")
     }
+    for side in ("ours", "other"):
+        cost = getattr(result, side)
+        figures[f"{side}_ms"] = cost and round(cost.seconds * 1e3, 3)
+        figures[f"{side}_peak_mb"] = cost and cost.peak and round(cost.peak / 1e6, 1)
+    if result.ours and result.traffic:
+        figures["ours_gb_per_s"] = round(result.traffic / result.ours.seconds / 1e9, 2)
     return {
-        "ours": bench.ours, "other": bench.other, "setting": bench.setting, **figures, "goal": bench.goal,
-        "met": result.met(bench.goal), "note": result.note,
+        "ours": bench.ours, "other": bench.other, "setting": bench.setting, **figures,
+        "goal": bench.goal and round(bench.goal, 3), "met": result.met(bench.goal), "note": result.note,
     }  # fmt: skip
 
 
@@ -60,14 +66,33 @@ def save(rows: dict[str, dict]) -> None:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """Markdown."""
-    lines = ["| ours | against | setting | other / ours | range | goal |", "|---|---|---|---|---|---|"]
-    for r in rows.values():
-        goal = "" if r["goal"] is None else f"{r['goal']:g}{'' if r['met'] else ' MISSED'}"
-        figure = r["note"] or f"{r['ratio']:.2f}"
-        spread = "" if r["note"] else f"{r['low']:.2f}-{r['high']:.2f}"
-        lines.append(f"| {r['ours']} | {r['other']} | {r['setting']} | {figure} | {spread} | {goal} |")
-    return "\n".join(lines)
+    """Markdown: ratios and goals, then what the sizes take."""
+    contests = [
+        [
+            r["ours"], r["other"], r["setting"], r["note"] or f"{r['ratio']:.2f}",
+            "" if r["note"] else f"{r['low']:.2f}-{r['high']:.2f}",
+            "" if r["goal"] is None else f"{r['goal']:g}{'' if r['met'] else ' MISSED'}",
+        ]
+        for r in rows.values() if r["note"] or "ours_gb_per_s" not in r
+    ]  # fmt: skip
+    costs = [
+        [
+            r["setting"], number(r["ours_ms"], 1), number(r["ours_peak_mb"], 0), number(r["ours_gb_per_s"], 2),
+            number(r["other_ms"], 1), number(r["other_peak_mb"], 0), number(r["ratio"], 1),
+        ]
+        for r in rows.values() if "ours_gb_per_s" in r
+    ]  # fmt: skip
+    titles = ["setting", "ms", "peak MB", "GB/s", "torch ms", "torch peak MB", "torch / ours"]
+    parts = [(["ours", "against", "setting", "other / ours", "range", "goal"], contests), (titles, costs)]
+    return "\n\n".join(markdown(head, body) for head, body in parts if body)
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks of the selective scan on the CPU."""
+"""Benchmarks of the selective scan on the CPU: contests with a goal, and sizes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from harness import Contest, benchmark
 from torch import Tensor
+from workload import Workload, backend
 
 from seq2exp.kernels import _extension
 from seq2exp.kernels.selective_scan import chunked, native, reference
@@ -108,11 +110,11 @@ def scan_cpu_small() -> Contest:
 
 
 @benchmark(
-    "scan_cpu_backward", ours="C++ backward", other="C++ forward", unavailable=_extension.load,
-    setting="fp32, L 50,000, 256 channels, 16 states; the backward recomputes the forward",
+    "scan_cpu_backward", ours="C++ backward", other="C++ forward", goal=1 / 3, unavailable=_extension.load,
+    setting="fp32, L 200,000, 256 channels, 16 states; the backward recomputes the forward",
 )  # fmt: skip
 def scan_cpu_backward() -> Contest:
-    p = inputs(1, 256, STATES, 50_000, channels_last=True)
+    p = inputs(1, 256, STATES, 200_000, channels_last=True)
     states = native.forward(*p)[2]
     grad = torch.ones_like(p[0])
     small = inputs(1, 24, STATES, 5_000, channels_last=True)
@@ -162,7 +164,7 @@ def against_floor(channels_last: bool) -> Contest:
 
 
 @benchmark(
-    "scan_cpu_floor_channels_last", ours="C++ kernel", other="floor program", goal=0.5, unavailable=no_floor,
+    "scan_cpu_floor_channels_last", ours="C++ kernel", other="floor program", goal=1 / 1.3, unavailable=no_floor,
     setting="forward, fp32, (L, 256) in memory, L 200,000, 16 states",
 )  # fmt: skip
 def floor_channels_last() -> Contest:
@@ -170,8 +172,91 @@ def floor_channels_last() -> Contest:
 
 
 @benchmark(
-    "scan_cpu_floor_channels_first", ours="C++ kernel", other="floor program", goal=0.5, unavailable=no_floor,
+    "scan_cpu_floor_channels_first", ours="C++ kernel", other="floor program", goal=1 / 1.3, unavailable=no_floor,
     setting="forward, fp32, (256, L) in memory, L 200,000, 16 states",
 )  # fmt: skip
 def floor_channels_first() -> Contest:
     return against_floor(channels_last=False)
+
+
+def one_core() -> str | None:
+    return _extension.load() or (None if len(os.sched_getaffinity(0)) > 1 else "one core")
+
+
+def with_threads(threads: int, work: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            work()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def threads(direction: str) -> Contest:
+    load = Workload(direction, 1, 50_000)
+    x = load.inputs("cpu")
+    work = load.call(backend("cpu"), x)
+    return Contest(with_threads(2, work), with_threads(1, work), lambda: load.check(work(), x))
+
+
+for _direction in ("forward", "backward"):
+    benchmark(
+        f"scan_cpu_threads_{_direction}", ours="C++ kernel, 2 threads", other="1 thread", goal=1.6,
+        unavailable=one_core, setting=f"{_direction}, fp32, L 50,000, 256 channels, 16 states",
+    )(functools.partial(threads, _direction))  # fmt: skip
+
+
+# The torch path takes seconds beyond this many state elements; longer inputs are measured alone.
+REFERENCE_ELEMENTS = 64 * 16 * 200_704
+LENGTHS = (2_047, 2_048, 16_384, 65_537, 200_000, 200_704, 1_048_576)
+
+
+def sizes() -> list[Workload]:
+    """16 channels where 64 would take over 10 GB."""
+    return [
+        Workload(direction, batch, length, dim=16 if batch * length > 2_000_000 else 64)
+        for direction in ("forward", "backward") for batch in (1, 8) for length in LENGTHS
+    ]  # fmt: skip
+
+
+def size(load: Workload) -> Contest:
+    x = load.inputs("cpu")
+    ours = load.call(backend("cpu"), x)
+    other = load.call(backend("reference"), x) if load.elements <= REFERENCE_ELEMENTS else None
+    return Contest(ours, other, lambda: load.check(ours(), x), load.bytes(x))
+
+
+for _load in sizes():
+    benchmark(
+        f"scan_{_load.name}", ours="C++ kernel", unavailable=_extension.load, rounds=3 if _load.length < 65_537 else 1,
+        other="torch, over chunks" if _load.elements <= REFERENCE_ELEMENTS else "",
+        setting=f"{_load.direction}, batch {_load.batch}, L {_load.length:,}, {_load.dim} channels",
+    )(functools.partial(size, _load))  # fmt: skip
+
+
+def no_mamba() -> str | None:
+    try:
+        import mamba_ssm.ops.selective_scan_interface  # noqa: F401
+    except ImportError as error:
+        return f"mamba-ssm cannot be imported: {error}"
+    return _extension.load()
+
+
+@benchmark(
+    "scan_cpu_mamba", ours="C++ kernel", other="mamba-ssm, selective_scan_ref", unavailable=no_mamba, rounds=1,
+    setting="forward, fp32, L 20,000, 64 channels, 16 states",
+)  # fmt: skip
+def scan_cpu_mamba() -> Contest:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
+
+    load = Workload("forward", 1, 20_000, dim=64)
+    x = load.inputs("cpu")
+
+    def theirs(*arguments: object, reverse: bool) -> Tensor:
+        return selective_scan_ref(*arguments)
+
+    ours = load.call(backend("cpu"), x)
+    return Contest(ours, load.call(theirs, x), lambda: load.check(ours(), x), load.bytes(x))
