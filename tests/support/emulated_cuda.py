@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,32 +15,39 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "emulator"
+SOURCES = ROOT / "csrc"
 CACHE = ROOT / "build" / "emulator"
 FLAGS = (
-    "-O2 -std=c++17 -shared -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -DSEQ2EXP_EMULATOR "
-    f"-I{EMULATOR} -I{ROOT / 'csrc'}"
+    "-x c++ -O2 -std=c++17 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-sign-compare -DSEQ2EXP_EMULATOR "
+    f"-I{EMULATOR} -I{SOURCES}"
 ).split()
 
 
-def library(source: Path, *flags: str) -> ctypes.CDLL:
-    """The shared library of one C++ file, compiled again only when it, a header or a flag has changed.
+def library(*sources: Path) -> ctypes.CDLL:
+    """The shared library of some .cpp and .cu files, compiled again only when a source, a header or a flag has changed.
 
-    Skips the test without a C++ compiler; a file that does not compile, or not without warnings, fails it.
+    Skips the test without a C++ compiler; sources that do not compile, or only with warnings, fail it.
     """
-    compiler = os.environ.get("CXX") or "g++"
-    if shutil.which(compiler.split()[0]) is None:
-        pytest.skip(f"no C++ compiler ({compiler})")
-    command = [*compiler.split(), *FLAGS, *flags, str(source)]
-    files = [source, *(p for folder in (EMULATOR, ROOT / "csrc") for p in sorted(folder.rglob("*.[ch]*")))]
-    contents = [" ".join(command).encode(), *(p.read_bytes() for p in files)]
-    output = CACHE / f"{source.stem}-{hashlib.sha256(b'|'.join(contents)).hexdigest()[:20]}.so"
+    compiler = (os.environ.get("CXX") or "g++").split()
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no C++ compiler ({compiler[0]})")
+    files = [*sources, *(p for folder in (EMULATOR, SOURCES) for p in sorted(folder.rglob("*.*h")))]
+    content = b"|".join([" ".join([*compiler, *FLAGS]).encode(), *(p.read_bytes() for p in files)])
+    output = CACHE / f"{sources[0].stem}-{hashlib.sha256(content).hexdigest()[:20]}.so"
     if not output.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        fresh = output.with_suffix(f".{os.getpid()}")
-        run = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True)
-        assert run.returncode == 0, f"{source.name} does not compile:\n{run.stderr}"
-        fresh.replace(output)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            objects = [f"{folder}/{source.name}.o" for source in sources]
+            for source, target in zip(sources, objects, strict=True):
+                _run([*compiler, *FLAGS, "-c", str(source), "-o", target])
+            _run([*compiler, "-shared", *objects, "-o", f"{folder}/library.so"])
+            Path(folder, "library.so").replace(output)
     return ctypes.CDLL(str(output))
+
+
+def _run(command: list[str]) -> None:
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, f"{' '.join(command)}:\n{run.stderr}"
 
 
 def entry(loaded: ctypes.CDLL, name: str, *types: type) -> Callable[..., None]:

@@ -1,0 +1,160 @@
+"""The CUDA scan on the CPU, under the emulator: an implementation like `native.py`, for CPU tensors.
+
+Every output and workspace starts as NaN, between guard bytes that are checked after each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from ctypes import POINTER, c_bool, c_int, c_int64, c_void_p
+
+import torch
+from emulated_cuda import EMULATOR, SOURCES, entry, library
+from torch import Tensor
+
+GUARD = 4096  # bytes on either side of an output
+POISON = 0xFF  # as bytes of any float: NaN
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Strided(ctypes.Structure):
+    """GpuStrided of csrc/selective_scan/cuda/scan.h."""
+
+    _fields_ = [("data", c_void_p)] + [(name, c_int64) for name in ("batch", "group", "row", "time")]
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> Strided:
+        """x: (batch, rows, L) or (batch, groups, rows, L)."""
+        if x is None:
+            return cls()
+        batch, *group, row, time = x.stride()
+        return cls(x.data_ptr(), batch, group[0] if group else 0, row, time)
+
+
+class Scan(ctypes.Structure):
+    """GpuScan of csrc/selective_scan/cuda/scan.h."""
+
+    _fields_ = (
+        [(name, c_int64) for name in ("batch", "dim", "state", "length", "groups", "groups_b", "groups_c")]
+        + [("softplus", c_bool), ("reverse", c_bool), ("cu_seqlens", c_void_p), ("sequences", c_int64)]
+        + [(name, Strided) for name in ("u", "delta", "z", "B", "C", "out")]
+        + [(name, c_void_p) for name in ("A", "D", "bias", "last_state", "states", "workspace")]
+        + [(name, Strided) for name in ("grad", "du", "ddelta", "dz")]
+        + [(name, c_void_p) for name in ("dB", "dC", "sums")]
+    )
+
+
+class Outputs:
+    """Memory for the results of one call."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        n = math.prod(shape) * dtype.itemsize
+        block = torch.full((2 * GUARD + n + -n % 16,), POISON, dtype=torch.uint8)
+        self._blocks.append(block)
+        block.guarded = n
+        return block[GUARD : GUARD + n].view(dtype).view(shape)
+
+    def like(self, x: Tensor) -> Tensor:
+        """As torch.empty_like: dense, in the order of x's strides."""
+        strides = torch.empty_like(x, device="meta").stride()
+        return self.empty((x.numel(),), x.dtype).as_strided(x.shape, strides)
+
+    def check(self) -> None:
+        for block in self._blocks:
+            around = torch.cat([block[:GUARD], block[GUARD + block.guarded :]])
+            assert bool((around == POISON).all()), f"bytes around an output of {block.guarded} bytes were overwritten"
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    assert x is None or x.is_contiguous()
+    return None if x is None else x.data_ptr()
+
+
+class EmulatedScan:
+    """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py."""
+
+    def __init__(self) -> None:
+        kernels = SOURCES / "selective_scan" / "cuda"
+        self._library = library(
+            EMULATOR / "selective_scan.cpp", kernels / "segments.cpp", *sorted(kernels.glob("scan_*.cu"))
+        )
+        self._forward = entry(self._library, "scan_forward", POINTER(Scan), c_int)
+        self._backward = entry(self._library, "scan_backward", POINTER(Scan), c_int)
+        assert self._count("bytes") == ctypes.sizeof(Scan)
+
+    def set_order(self, order: int) -> None:
+        """0: blocks, warps and lanes run forward; 1: in reverse; above: in random orders from this seed."""
+        self._library.emulator_set_order(order)
+
+    def segments(self, *arguments: object) -> tuple[int, int]:
+        """Parts of L that the forward and the backward run side by side."""
+        scan = self._scan(*arguments)
+        return self._count("forward_segments", scan), self._count("backward_segments", scan)
+
+    def chunk_length(self, length: int) -> int:
+        return self._count("chunk")
+
+    def states_shape(self, batch: int, dim: int, state: int, length: int, n_sequences: int | None) -> list[int]:
+        offsets = None if n_sequences is None else 1  # only whether there are any
+        scan = Scan(batch=batch, length=length, cu_seqlens=offsets, sequences=n_sequences or batch)
+        return [self._count("chunks", scan), dim, state]
+
+    def forward(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None, save_states: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        scan = self._scan(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, cu_seqlens)
+        outputs = Outputs()
+        out, last = outputs.like(u), outputs.empty((scan.sequences, scan.dim, scan.state))
+        states = outputs.empty((self._count("chunks", scan) if save_states else 0, scan.dim, scan.state))
+        workspace = outputs.empty((self._count("forward_workspace", scan),))
+        scan.out, scan.last_state, scan.workspace = Strided.of(out), last.data_ptr(), workspace.data_ptr()
+        scan.states = states.data_ptr() if save_states else None
+        self._forward(scan, DTYPES[u.dtype])
+        outputs.check()
+        return out, last, states
+
+    def backward(
+        self, grad_out: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        z: Tensor | None, delta_bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
+        states: Tensor,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        scan = self._scan(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, cu_seqlens)
+        outputs = Outputs()
+        du, ddelta, dz = outputs.like(u), outputs.like(delta), None if z is None else outputs.like(z)
+        dB, dC = (outputs.empty((scan.batch, scan.groups, scan.state, scan.length)) for _ in "BC")
+        sums = outputs.empty((scan.sequences, self._count("backward_segments", scan), scan.dim, scan.state + 2))
+        workspace = outputs.empty((self._count("backward_workspace", scan),))
+        scan.grad, scan.du, scan.ddelta, scan.dz = map(Strided.of, (grad_out, du, ddelta, dz))
+        scan.dB, scan.dC, scan.sums, scan.workspace = (x.data_ptr() for x in (dB, dC, sums, workspace))
+        scan.states = states.data_ptr()
+        self._backward(scan, DTYPES[u.dtype])
+        outputs.check()
+        dB, dC = (wide.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype) for wide, x in ((dB, B), (dC, C)))
+        dA, dD, dbias = sums.sum((0, 1)).split((scan.state, 1, 1), dim=1)
+        dD, dbias = None if D is None else dD[:, 0], None if delta_bias is None else dbias[:, 0]
+        return du, ddelta, dA.contiguous(), dB, dC, dD, dz, dbias
+
+    def _scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
+    ) -> Scan:  # fmt: skip
+        """The inputs' part; it holds pointers only, so the tensors must stay alive."""
+        batch, dim, length = u.shape
+        return Scan(
+            batch=batch, dim=dim, state=A.shape[1], length=length,
+            groups=math.lcm(B.shape[1], C.shape[1]), groups_b=B.shape[1], groups_c=C.shape[1],
+            softplus=softplus, reverse=reverse,
+            cu_seqlens=_pointer(cu_seqlens), sequences=batch if cu_seqlens is None else cu_seqlens.numel() - 1,
+            u=Strided.of(u), delta=Strided.of(delta), z=Strided.of(z), B=Strided.of(B), C=Strided.of(C),
+            A=_pointer(A), D=_pointer(D), bias=_pointer(delta_bias),
+        )  # fmt: skip
+
+    def _count(self, what: str, scan: Scan | None = None) -> int:
+        function = getattr(self._library, f"scan_{what}")
+        function.restype = c_int64
+        return function() if scan is None else function(ctypes.byref(scan))
