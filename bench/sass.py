@@ -1,6 +1,6 @@
 """Counts the instructions that a GPU kernel executes, from its machine code and how often its loops run.
 
-`kernels(path)` disassembles a cubin or object file. `Kernel.count(...)` gives the instructions of one thread: the sum
+`kernels(path)` disassembles a cubin. `Kernel.count(...)` gives the instructions of one thread: the sum
 over basic blocks of instructions times passes. The passes come from one of two sources:
 
 marks   S2E_MARK and S2E_MARK_BRANCH of csrc/common/marks.h, here a PMTRIG instruction each. The caller says how often a
@@ -55,7 +55,6 @@ class Count:
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    architecture: int
     code: tuple[Instruction, ...]
 
     @cached_property
@@ -77,12 +76,16 @@ class Kernel:
         *,
         marks: Mapping[int, float] | None = None,
         branches: Mapping[int, float] | None = None,
+        sites: Mapping[int, int] | None = None,
         tree: LoopTree | None = None,
     ) -> Count:
-        """marks, branches: the passes T of every mark; or tree: the trips of every loop. Raises SassError."""
+        """marks, branches: the passes T of every mark; or tree: the trips of every loop. Raises SassError.
+
+        sites: for a mark that stands in the text once and in the code in several loops (inlined), in how many.
+        """
         try:
             if tree is None:
-                passes = _passes_from_marks(self.graph, dict(marks or {}), dict(branches or {}))
+                passes = _passes_from_marks(self.graph, marks or {}, branches or {}, sites or {})
             else:
                 passes = _passes_from_tree(self.graph, tree)
             classes: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
@@ -94,43 +97,30 @@ class Kernel:
         return Count(sum(classes.values()), classes)
 
 
-def kernels(path: Path) -> dict[tuple[str, int], Kernel]:
-    """The kernels of a cubin or object file by (mangled name, architecture such as 80)."""
-    return parse(_cuobjdump("--dump-sass", path))
+def kernels(cubin: Path) -> dict[str, Kernel]:
+    """By mangled name."""
+    return parse(_cuobjdump("--dump-sass", cubin))
 
 
-def resources(path: Path) -> dict[tuple[str, int], dict[str, int]]:
-    """By kernel as in `kernels`: registers and bytes of stack a thread, bytes of static shared memory a block."""
-    found: dict[tuple[str, int], dict[str, int]] = {}
-    architecture, name = 0, ""
-    for line in _cuobjdump("--dump-resource-usage", path).splitlines():
-        if match := re.search(r"arch = sm_(\d+)", line):
-            architecture = int(match[1])
-        elif match := re.match(r"\s*Function (\S+):", line):
-            name = match[1]
-        elif "REG:" in line:
-            usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", line)}
-            found[name, architecture] = {
-                "registers": usage["REG"], "stack": usage["STACK"], "static_shared": usage["SHARED"],
-            }  # fmt: skip
-    return found
+def resources(cubin: Path) -> dict[str, dict[str, int]]:
+    """By mangled name: registers and bytes of stack a thread, bytes of static shared memory a block."""
+    text = _cuobjdump("--dump-resource-usage", cubin)
+    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    return {
+        name: {"registers": int(registers), "stack": int(stack), "static_shared": int(shared)}
+        for name, registers, stack, shared in usage
+    }
 
 
-def parse(text: str) -> dict[tuple[str, int], Kernel]:
+def parse(text: str) -> dict[str, Kernel]:
     """From what `cuobjdump --dump-sass` prints."""
-    found: dict[tuple[str, int], Kernel] = {}
-    architecture, name, code = 0, "", []
+    found: dict[str, list[Instruction]] = {}
     for line in text.splitlines():
-        if match := re.search(r"code for sm_(\d+)", line):
-            architecture = int(match[1])
-        elif match := re.match(r"\s*Function : (\S+)", line):
-            name, code = match[1], []
+        if match := re.match(r"\s*Function : (\S+)", line):
+            code = found[match[1]] = []
         elif match := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;", line):
             code.append(Instruction(int(match[1], 16), match[2] or "", match[3], match[4]))
-        elif code and re.match(r"\s*\.{6,}", line):
-            found[name, architecture] = Kernel(name, architecture, tuple(code))
-            code = []
-    return found
+    return {name: Kernel(name, tuple(code)) for name, code in found.items()}
 
 
 def _cuobjdump(what: str, path: Path) -> str:
@@ -159,14 +149,16 @@ def _passes_from_tree(graph: Graph, tree: LoopTree) -> dict[int, float]:
     return {block: trips[graph.innermost(block)] for block in graph.blocks}
 
 
-def _passes_from_marks(graph: Graph, marks: dict[int, float], branches: dict[int, float]) -> dict[int, float]:
+def _passes_from_marks(
+    graph: Graph, marks: Mapping[int, float], branches: Mapping[int, float], sites: Mapping[int, int]
+) -> dict[int, float]:
     loop_marks, branch_marks = _marked_blocks(graph, LOOP_MARK), _marked_blocks(graph, BRANCH_MARK)
     for kind, given, found in (("mark", marks, loop_marks), ("branch mark", branches, branch_marks)):
         if missing := given.keys() - found.keys():
             raise SassError(f"{kind} {sorted(missing)} is not in the code")
         if unknown := found.keys() - given.keys():
             raise SassError(f"{kind} {sorted(unknown)} is in the code, how often it is passed was not given")
-    trips = _trips(graph, marks, {id: Counter(map(graph.innermost, blocks)) for id, blocks in loop_marks.items()})
+    trips = _trips(graph, marks, loop_marks, sites)
     passes = {block: trips[graph.innermost(block)] for block in graph.blocks}
     shares = []
     for id, blocks in branch_marks.items():
@@ -184,27 +176,34 @@ def _passes_from_marks(graph: Graph, marks: dict[int, float], branches: dict[int
 
 
 def _marked_blocks(graph: Graph, kind: int) -> dict[int, list[int]]:
-    """The block of every copy of each mark. A predicated mark marks nothing: what follows it is issued anyway."""
+    """The block of every copy of each mark. A predicated branch mark marks nothing: what follows is issued anyway."""
     found: dict[int, list[int]] = {}
     for block, body in graph.blocks.items():
         for i in body:
             if i.opcode == "PMTRIG" and (value := int(i.operands, 16)) & kind:
-                found.setdefault(value & MARK_ID, []).extend([] if i.predicate else [block])
+                found.setdefault(value & MARK_ID, []).extend([] if i.predicate and kind == BRANCH_MARK else [block])
     return found
 
 
-def _trips(graph: Graph, passes: dict[int, float], copies: dict[int, Counter[Loop | None]]) -> dict[Loop | None, float]:
+def _trips(
+    graph: Graph, passes: Mapping[int, float], blocks: Mapping[int, list[int]], sites: Mapping[int, int]
+) -> dict[Loop | None, float]:
     """How often each loop runs in all, from the passes of every mark and its copies in each innermost loop."""
     found: dict[Loop | None, dict[int, float]] = {None: {0: 1.0}} | {loop: {} for loop in graph.loops}
-    for id, places in copies.items():
-        (main, most), *others = places.most_common()
-        found[main][id] = passes[id] / most
-        for place, n in others:
-            parent = main.parent if main else None
-            if n == most or (place is not parent and (place is None or place.parent is not parent)):
-                raise SassError(f"mark {id} is in several loops, none of which is the remainder of the other")
-            if place is not parent:
-                found[place][id] = 0.0
+    for id, n in passes.items():
+        copies = Counter(map(graph.innermost, blocks[id]))
+        most = max(copies.values())
+        main = [place for place, m in copies.items() if m == most]
+        parents = [place.parent if place else None for place in main]
+        if len(main) != sites.get(id, 1):
+            raise SassError(f"mark {id} is in {len(main)} loops, not {sites.get(id, 1)}")
+        for place in copies:
+            if place in main:
+                found[place][id] = n / most / len(main)
+            elif place is not None and place.parent in parents:
+                found[place][id] = 0.0  # the remainder of an unrolled loop
+            elif place not in parents:
+                raise SassError(f"mark {id} is in a loop at {place.header if place else 0:#x} that is no remainder")
     trips = {}
     for loop, estimates in found.items():
         where = f"the loop at {loop.header:#x} ({len(loop.blocks)} blocks)" if loop else "the kernel"
