@@ -1,0 +1,263 @@
+// Backward of the selective scan. A block owns a segment of L and all channels of a group, so that dB and dC are summed
+// inside the block, in a fixed order. See kernels/selective_scan/README.md.
+#pragma once
+#include "selective_scan/cuda/forward.cuh"
+
+namespace seq2exp {
+namespace {
+
+// As scan_lanes, from lane 31 to lane 0: returns the adjoint that enters the lane from the right.
+__device__ __forceinline__ float scan_lanes_back(float p, float g, float& carry, int lane) {
+  if (lane == 31) g += p * carry;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const float after = __shfl_down_sync(kAllLanes, g, d), decay = __shfl_down_sync(kAllLanes, p, d);
+    if (lane + d < 32) {
+      g += p * after;
+      p *= decay;
+    }
+  }
+  const float rotated = __shfl_sync(kAllLanes, g, (lane + 1) & 31);
+  const float enters = lane == 31 ? carry : rotated;
+  carry = rotated;  // right in lane 31
+  return enters;
+}
+
+// What a channel accumulates over the states, at a lane's K positions.
+template <int K>
+struct Lane {
+  float dt[K], x[K], dy[K];        // step size, dt * u, gradient of y
+  float d_dt[K], d_x[K], y[K];     // sums over the states of w A2, g B, C h
+  float sum_dt;
+};
+
+// A state of the channel of a warp, in shared memory: log2(e) A, state entering the tile, adjoint entering it from the
+// right, sum of w dt.
+struct alignas(16) Adjoint {
+  float rate, h, g, dA;
+};
+
+// One state of one channel over a tile: h forwards from the saved state, then the adjoint backwards.
+template <int K, bool kGate>
+__device__ __forceinline__ void state_backward(Lane<K>& l, Adjoint* own, int lane, float* b_row) {
+  float* const c_row = b_row + 32 * K;
+  float* const sum_b = c_row + 32 * K;
+  float* const sum_c = sum_b + 32 * K;
+  const float rate = own->rate;
+  float e[K], h[K], ahead = 0.f, back = 0.f;
+#pragma unroll
+  for (int i = 0; i < K; i += 4) {
+    const float4 b = *quad<K>(b_row, lane, i);
+    h[i] = l.x[i] * b.x, h[i + 1] = l.x[i + 1] * b.y, h[i + 2] = l.x[i + 2] * b.z, h[i + 3] = l.x[i + 3] * b.w;
+  }
+#pragma unroll
+  for (int i = 0; i < K; ++i) {
+    e[i] = fast_exp2(l.dt[i] * rate);
+    ahead = i ? e[i] * ahead + h[i] : h[i];
+  }
+#pragma unroll
+  for (int i = K - 4; i >= 0; i -= 4) {
+    const float4 c = *quad<K>(c_row, lane, i);
+    back = e[i + 3] * (back + l.dy[i + 3] * c.w);
+    back = e[i + 2] * (back + l.dy[i + 2] * c.z);
+    back = e[i + 1] * (back + l.dy[i + 1] * c.y);
+    back = e[i] * (back + l.dy[i] * c.x);
+  }
+  const float p = fast_exp2(l.sum_dt * rate);
+  float h_carry = own->h, g_carry = own->g;
+  const float h_enters = scan_lanes(p, ahead, h_carry, lane);
+  float g = scan_lanes_back(p, back, g_carry, lane);  // the adjoint of the state that leaves the position, decayed
+  if (lane == 31) own->g = g_carry;
+
+#pragma unroll
+  for (int i = 0; i < K; ++i) h[i] += e[i] * (i ? h[i - 1] : h_enters);
+  float dA = 0.f;
+#pragma unroll
+  for (int i = K - 4; i >= 0; i -= 4) {
+    const float4 b4 = *quad<K>(b_row, lane, i), c4 = *quad<K>(c_row, lane, i);
+    const float b[4] = {b4.x, b4.y, b4.z, b4.w}, c[4] = {c4.x, c4.y, c4.z, c4.w};
+    float4* const at_b = quad<K>(sum_b, lane, i);
+    float4* const at_c = quad<K>(sum_c, lane, i);
+    float add_b[4] = {at_b->x, at_b->y, at_b->z, at_b->w}, add_c[4] = {at_c->x, at_c->y, at_c->z, at_c->w};
+#pragma unroll
+    for (int r = 3; r >= 0; --r) {
+      const int j = i + r;
+      if (kGate) l.y[j] += c[r] * h[j];
+      add_c[r] += l.dy[j] * h[j];
+      const float grad = g + l.dy[j] * c[r];  // of h at position j
+      add_b[r] += grad * l.x[j];
+      l.d_x[j] += grad * b[r];
+      g = e[j] * grad;
+      const float w = g * (j ? h[j - 1] : h_enters);
+      l.d_dt[j] += w * rate;
+      dA += w * l.dt[j];
+    }
+    *at_b = {add_b[0], add_b[1], add_b[2], add_b[3]};
+    *at_c = {add_c[0], add_c[1], add_c[2], add_c[3]};
+  }
+  dA = warp_total(dA);
+  if (lane == 0) own->dA += dA;
+}
+
+// dB, dC of a tile between global memory (batch, groups, state, L) and the sums in shared memory.
+template <int K, class F>
+__device__ __forceinline__ void each_sum(const Work& work, const GpuScan& a, const Sequence& seq, int begin, int first, int states, F f) {
+  constexpr int kTile = 32 * K;
+#pragma unroll 1
+  for (int unit = threadIdx.x; unit < states * kTile; unit += blockDim.x) {
+    S2E_MARK(kMarkSums);
+    const int state = unit / kTile, p = unit % kTile;
+    const int k = begin + p, time = seq.begin + (a.reverse ? seq.length - 1 - k : k);
+    if (k < seq.length) f(((seq.row * a.groups + work.group) * a.state + first + state) * a.length + time, state * 4 * kTile + slot<K>(p));
+  }
+}
+
+// Gradients of a channel's inputs over a tile, and what it hands to the tile before.
+template <class T, int K, bool kDescending, bool kGate>
+__device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, const Adjoint* own, const Sequence& seq, int channel, int k,
+                                               bool full, int first_time, int64_t part, float* adjoint) {
+  constexpr int kDirection = kDescending ? -1 : 1;
+  const int lane = threadIdx.x % 32;
+  const int n = seq.length;
+  const auto at = [&](const GpuStrided& x) { return walk<T>(x, seq.row, 0, channel, opaque(first_time), kDirection); };
+  const float bias = a.bias ? a.bias[channel] : 0.f, skip = a.D ? a.D[channel] : 0.f;
+  float u[K], raw[K], dD = 0.f, dbias = 0.f;
+  load<K, kDescending>(at(a.u), k, n, full, u);
+  load<K, kDescending>(at(a.delta), k, n, full, raw);
+#pragma unroll
+  for (int i = 0; i < K; ++i) {
+    dD += l.dy[i] * u[i];
+    const float slope = a.softplus ? fast_sigmoid(raw[i] + bias) : 1.f;
+    l.d_dt[i] = (LN2 * l.d_dt[i] + u[i] * l.d_x[i]) * slope;
+    dbias += l.d_dt[i];
+    l.d_x[i] = l.dt[i] * l.d_x[i] + skip * l.dy[i];
+  }
+  store<K, kDescending>(at(a.ddelta), k, n, full, l.d_dt);
+  store<K, kDescending>(at(a.du), k, n, full, l.d_x);
+  if (kGate) {
+    float z[K], grad[K];
+    load<K, kDescending>(at(a.z), k, n, full, z);
+    load<K, kDescending>(at(a.grad), k, n, full, grad);
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      const float gate = fast_sigmoid(z[i]);
+      l.y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
+    }
+    store<K, kDescending>(at(a.dz), k, n, full, l.y);
+  }
+  dD = warp_total(dD), dbias = warp_total(dbias);
+  const int state = static_cast<int>(a.state);
+  float* const sums = a.sums + (part + channel) * (state + 2);
+  __syncwarp();
+  for (int i = lane; i < state; i += 32) {
+    adjoint[(part + channel) * state + i] = own[i].g;
+    sums[i] += own[i].dA;
+  }
+  if (lane == 0) sums[state] += dD, sums[state + 1] += dbias;
+}
+
+// Grid: (sequence, segment, group). Shared: per state of a tile B, C, the sums of dB and dC; then the
+// channels' states.
+// adjoint: (sequences, segments, dim, state), entering each segment from its end; overwritten.
+template <class T, bool kDescending, bool kGate>
+__global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuScan a, float* adjoint, unsigned segments) {
+  constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32, kPitch = 4 * kTile;  // B, C, sums of dB, dC
+  S2E_DYNAMIC_SHARED(float, shared);
+  const int lane = threadIdx.x % 32, warp = warp_index(), warps = blockDim.x / 32;
+  const int state = static_cast<int>(a.state), block_states = least(state, kStateBlock);
+  Adjoint* const own = reinterpret_cast<Adjoint*>(shared + block_states * kPitch) + warp * state;
+
+  const int group_channels = static_cast<int>(a.dim / a.groups);
+  const Work work(blockIdx.x, 1, static_cast<unsigned>(a.groups), segments);
+  const Sequence seq = sequence_of(a, work.sequence);
+  const Interval span(seq.length, kTile, work.segment, segments);
+  const int n = seq.length;
+  const int64_t part = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim;
+  const int first_time = kDescending ? seq.begin + n - 1 : seq.begin;
+  constexpr int kDirection = kDescending ? -1 : 1;
+  const int b_group = group_of(work.group, a.groups, a.groups_b), c_group = group_of(work.group, a.groups, a.groups_c);
+  const int turns = (block_states + warps - 1) / warps;  // states of a warp between two barriers
+  const bool one_block = state <= kStateBlock;           // of states: B, C and the sums stay for all channels of a tile
+  const int last_tile = span.end > span.begin ? (span.end - 1) / kTile * kTile : -1;
+
+  // sums: dA, dD and dbias of the segment
+  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(group_channels) * (state + 2); i += blockDim.x)
+    a.sums[(part + work.group * group_channels) * (state + 2) + i] = 0.f;
+
+  for (int begin = last_tile; begin >= span.begin; begin -= kTile) {
+    S2E_MARK(kMarkTile);
+    const bool full = begin + kTile <= n;
+    const int k = begin + lane * K;
+    for (int base = 0; base < group_channels; base += warps) {
+      S2E_MARK(kMarkChannels);
+      const bool active = base + warp < group_channels;
+      const int channel = work.group * group_channels + base + warp;
+      Lane<K> l;
+      if (active) {
+        const float bias = a.bias ? a.bias[channel] : 0.f, skip = a.D ? a.D[channel] : 0.f;
+        load<K, kDescending>(walk<T>(a.delta, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, l.dt);
+        load<K, kDescending>(walk<T>(a.u, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, l.x);
+        load<K, kDescending>(walk<T>(a.grad, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, l.dy);
+        step_sizes<K>(a, bias, k, n, full, l.dt);
+        l.sum_dt = total(l.dt);
+        if (kGate) {
+          float gate[K];
+          load<K, kDescending>(walk<T>(a.z, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, gate);
+#pragma unroll
+          for (int i = 0; i < K; ++i) l.dy[i] *= gate[i] * fast_sigmoid(gate[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < K; ++i) {
+          l.y[i] = skip * l.x[i];
+          l.x[i] *= l.dt[i];
+          l.d_dt[i] = l.d_x[i] = 0.f;
+        }
+        const float* const saved = a.states + ((seq.first_chunk + begin / kTile) * a.dim + channel) * state;
+        for (int i = lane; i < state; i += 32) {
+          S2E_MARK(kMarkSave);
+          own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], saved[i], adjoint[(part + channel) * state + i], 0.f};
+        }
+      }
+      for (int first = 0; first < state; first += kStateBlock) {
+        S2E_MARK(kMarkStates);
+        const int states = least(state - first, kStateBlock);
+        if (base == 0 || !one_block) {
+          S2E_MARK_BRANCH(kMarkBegin);
+          __syncthreads();
+          stage<K, kDescending>(a.B, walk<T>(a.B, seq.row, b_group, first, opaque(first_time), kDirection), begin, n, states, shared, kPitch);
+          stage<K, kDescending>(a.C, walk<T>(a.C, seq.row, c_group, first, opaque(first_time), kDirection), begin, n, states, shared + kTile,
+                                kPitch);
+          each_sum<K>(work, a, seq, begin, first, states, [&](int64_t at, int in) {
+            shared[2 * kTile + in] = base == 0 ? 0.f : a.dB[at];
+            shared[3 * kTile + in] = base == 0 ? 0.f : a.dC[at];
+          });
+        }
+        // in each round every warp has states of its own
+        for (int round = 0; round < warps; ++round) {
+          S2E_MARK(kMarkRound);
+          __syncthreads();
+          const int turn = (round + warp) % warps * turns;
+          if (active) {
+#pragma unroll 1
+            for (int s = turn; s < least(turn + turns, states); ++s) {
+              S2E_MARK(kMarkState);
+              state_backward<K, kGate>(l, own + first + s, lane, shared + s * kPitch);
+            }
+          }
+        }
+        if (base + warps >= group_channels || !one_block) {
+          S2E_MARK_BRANCH(kMarkEnd);
+          __syncthreads();
+          each_sum<K>(work, a, seq, begin, first, states, [&](int64_t at, int in) {
+            a.dB[at] = shared[2 * kTile + in];
+            a.dC[at] = shared[3 * kTile + in];
+          });
+        }
+      }
+      if (active) finish_channel<T, K, kDescending, kGate>(a, l, own, seq, channel, k, full, first_time, part, adjoint);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace seq2exp

@@ -1,0 +1,254 @@
+// Forward of the selective scan, and the pass that gives every segment of L its initial state (for the backward: its
+// adjoint). See kernels/selective_scan/README.md.
+#pragma once
+#include "selective_scan/cuda/tile.cuh"
+
+namespace seq2exp {
+namespace {
+
+// Inclusive scan over the lanes of h <- p h + h', where p decays over a lane's positions. Returns the state that enters
+// the lane; `carry` enters lane 0 and becomes the state that leaves lane 31.
+__device__ __forceinline__ float scan_lanes(float p, float h, float& carry, int lane) {
+  if (lane == 0) h += p * carry;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const float before = __shfl_up_sync(kAllLanes, h, d), decay = __shfl_up_sync(kAllLanes, p, d);
+    if (lane >= d) {
+      h += p * before;
+      p *= decay;
+    }
+  }
+  const float rotated = __shfl_sync(kAllLanes, h, (lane + 31) & 31);
+  const float enters = lane == 0 ? carry : rotated;
+  carry = rotated;  // right in lane 0, which is where it is kept
+  return enters;
+}
+
+// A state of the channel of a warp, in shared memory.
+struct ChannelState {
+  float rate, h;  // log2(e) A, state at the end of the walk so far
+};
+
+// Grid: (sequence, segment, group, block of channels). Shared: per state of a tile B, then C; then the channels' states.
+// entry: (sequences, segments, dim, state), what enters each segment; null: zeros.
+template <class T, bool kDescending>
+__global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuScan a, const float* entry, unsigned segments) {
+  constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32;
+  S2E_DYNAMIC_SHARED(float, shared);
+  const int lane = threadIdx.x % 32, warp = warp_index(), warps = blockDim.x / 32;
+  const int state = static_cast<int>(a.state);
+  ChannelState* const own = reinterpret_cast<ChannelState*>(shared + least(state, kStateBlock) * 2 * kTile) + warp * state;
+
+  const int group_channels = static_cast<int>(a.dim / a.groups);
+  const Work work(blockIdx.x, (group_channels + warps - 1) / warps, static_cast<unsigned>(a.groups), segments);
+  const Sequence seq = sequence_of(a, work.sequence);
+  const Interval span(seq.length, kTile, work.segment, segments);
+  const int in_group = work.block * warps + warp, channel = work.group * group_channels + in_group;
+  const bool active = in_group < group_channels;  // otherwise the warp only helps to stage
+  const int n = seq.length, first_time = kDescending ? seq.begin + n - 1 : seq.begin;
+  constexpr int kDirection = kDescending ? -1 : 1;
+  const int b_group = group_of(work.group, a.groups, a.groups_b), c_group = group_of(work.group, a.groups, a.groups_c);
+  const auto of_channel = [&](const GpuStrided& x) { return walk<T>(x, seq.row, 0, opaque(channel), first_time, kDirection); };
+
+  if (active) {
+    const int64_t place = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim + channel;
+    for (int i = lane; i < state; i += 32)
+      own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], entry ? entry[place * state + i] : 0.f};
+  }
+  __syncwarp();
+
+  for (int begin = span.begin; begin < span.end; begin += kTile) {
+    S2E_MARK(kMarkTile);
+    const bool full = begin + kTile <= n;
+    const int k = begin + lane * K;
+    float dt[K], x[K], y[K];
+    if (active) {
+      load<K, kDescending>(of_channel(a.delta), k, n, full, dt);
+      load<K, kDescending>(of_channel(a.u), k, n, full, x);
+      step_sizes<K>(a, a.bias ? a.bias[channel] : 0.f, k, n, full, dt);
+      const float skip = a.D ? a.D[channel] : 0.f;
+#pragma unroll
+      for (int i = 0; i < K; ++i) {
+        y[i] = skip * x[i];
+        x[i] *= dt[i];
+      }
+      if (a.states) {
+        float* const saved = a.states + ((seq.first_chunk + begin / kTile) * a.dim + opaque(channel)) * state;
+        for (int i = lane; i < state; i += 32) {
+          S2E_MARK(kMarkSave);
+          saved[i] = own[i].h;
+        }
+      }
+    }
+    const float sum_dt = active ? total(dt) : 0.f;
+    for (int first = 0; first < state; first += kStateBlock) {
+      S2E_MARK(kMarkStates);
+      const int states = least(state - first, kStateBlock);
+      __syncthreads();
+      stage<K, kDescending>(a.B, walk<T>(a.B, seq.row, b_group, first, opaque(first_time), kDirection), begin, n, states, shared, 2 * kTile);
+      stage<K, kDescending>(a.C, walk<T>(a.C, seq.row, c_group, first, opaque(first_time), kDirection), begin, n, states, shared + kTile,
+                            2 * kTile);
+      __syncthreads();
+      if (!active) continue;
+      ChannelState* at = own + first;
+      float* row = shared;
+#pragma unroll 1
+      for (int s = 0; s < states; ++s, ++at, row += 2 * kTile) {
+        S2E_MARK(kMarkState);
+        const float rate = at->rate;
+        float carry = at->h, e[K], b[K], h = 0.f;
+#pragma unroll
+        for (int i = 0; i < K; i += 4) {
+          const float4 four = *quad<K>(row, lane, i);
+          b[i] = x[i] * four.x, b[i + 1] = x[i + 1] * four.y, b[i + 2] = x[i + 2] * four.z, b[i + 3] = x[i + 3] * four.w;
+        }
+#pragma unroll
+        for (int i = 0; i < K; ++i) {
+          e[i] = fast_exp2(dt[i] * rate);
+          h = i ? e[i] * h + b[i] : b[i];
+        }
+        h = scan_lanes(fast_exp2(sum_dt * rate), h, carry, lane);
+        if (lane == 0) at->h = carry;
+#pragma unroll
+        for (int i = 0; i < K; i += 4) {
+          const float4 four = *quad<K>(row + kTile, lane, i);
+          h = e[i] * h + b[i], y[i] += four.x * h;
+          h = e[i + 1] * h + b[i + 1], y[i + 1] += four.y * h;
+          h = e[i + 2] * h + b[i + 2], y[i + 2] += four.z * h;
+          h = e[i + 3] * h + b[i + 3], y[i + 3] += four.w * h;
+        }
+      }
+      __syncwarp();
+    }
+    if (!active) continue;
+    if (a.z.data) {
+      float gate[K];
+      load<K, kDescending>(of_channel(a.z), k, n, full, gate);
+#pragma unroll
+      for (int i = 0; i < K; ++i) y[i] *= gate[i] * fast_sigmoid(gate[i]);
+    }
+    store<K, kDescending>(of_channel(a.out), k, n, full, y);
+  }
+  if (active && work.segment == static_cast<int>(segments) - 1)
+    for (int i = lane; i < state; i += 32) a.last_state[(static_cast<int64_t>(work.sequence) * a.dim + channel) * state + i] = own[i].h;
+}
+
+// What a segment adds to the state that enters it (kAdjoint: to the adjoint, walking from its end), and its sum of dt.
+// part: (sequences, segments, dim, state), decays: (sequences, segments, dim). Tiles of the segment are `tile` long.
+template <class T, int K, bool kDescending, bool kAdjoint>
+__global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const GpuScan a, float* part, float* decays, unsigned segments, int tile) {
+  constexpr int kTile = 32 * K;
+  S2E_DYNAMIC_SHARED(float, shared);
+  const int lane = threadIdx.x % 32, warp = warp_index(), warps = blockDim.x / 32;
+  const int state = static_cast<int>(a.state);
+  ChannelState* const own = reinterpret_cast<ChannelState*>(shared + least(state, kStateBlock) * kTile) + warp * state;
+
+  const int group_channels = static_cast<int>(a.dim / a.groups);
+  const Work work(blockIdx.x, (group_channels + warps - 1) / warps, static_cast<unsigned>(a.groups), segments);
+  if (work.segment == (kAdjoint ? 0 : static_cast<int>(segments) - 1)) return;  // the walk's last: nothing follows it
+  const Sequence seq = sequence_of(a, work.sequence);
+  const Interval span(seq.length, tile, work.segment, segments);
+  const int in_group = work.block * warps + warp, channel = work.group * group_channels + in_group;
+  const bool active = in_group < group_channels;
+
+  // The walk covers the segment in n steps; position 0 of the scan is at the first time, or the last when reverse.
+  const int n = span.end > span.begin ? span.end - span.begin : 0;
+  const int start = kAdjoint ? span.end - 1 : span.begin;
+  const int first_time = a.reverse ? seq.begin + seq.length - 1 - start : seq.begin + start;
+  constexpr int kDirection = kDescending ? -1 : 1;
+  const GpuStrided& source = kAdjoint ? a.C : a.B;
+  const int source_group = group_of(work.group, a.groups, kAdjoint ? a.groups_c : a.groups_b);
+
+  float sum = 0.f;
+  const auto of_channel = [&](const GpuStrided& x) { return walk<T>(x, seq.row, 0, opaque(channel), first_time, kDirection); };
+  if (active)
+    for (int i = lane; i < state; i += 32) own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], 0.f};
+  __syncwarp();
+
+  for (int begin = 0; begin < n; begin += kTile) {
+    S2E_MARK(kMarkTile);
+    const bool full = begin + kTile <= n;
+    const int k = begin + lane * K;
+    float dt[K], x[K];
+    if (active) {
+      load<K, kDescending>(of_channel(a.delta), k, n, full, dt);
+      load<K, kDescending>(of_channel(kAdjoint ? a.grad : a.u), k, n, full, x);
+      step_sizes<K>(a, a.bias ? a.bias[channel] : 0.f, k, n, full, dt);
+      if (kAdjoint && a.z.data) {
+        float gate[K];
+        load<K, kDescending>(of_channel(a.z), k, n, full, gate);
+#pragma unroll
+        for (int i = 0; i < K; ++i) x[i] *= gate[i] * fast_sigmoid(gate[i]);
+      }
+      if (!kAdjoint) {
+#pragma unroll
+        for (int i = 0; i < K; ++i) x[i] *= dt[i];
+      }
+    }
+    const float sum_dt = active ? total(dt) : 0.f;
+    sum += sum_dt;
+    for (int first = 0; first < state; first += kStateBlock) {
+      S2E_MARK(kMarkStates);
+      const int states = least(state - first, kStateBlock);
+      __syncthreads();
+      stage<K, kDescending>(source, walk<T>(source, seq.row, source_group, first, opaque(first_time), kDirection), begin, n, states, shared, kTile);
+      __syncthreads();
+      if (!active) continue;
+      ChannelState* at = own + first;
+      float* row = shared;
+#pragma unroll 1
+      for (int s = 0; s < states; ++s, ++at, row += kTile) {
+        S2E_MARK(kMarkState);
+        const float rate = at->rate;
+        float h = 0.f;
+#pragma unroll
+        for (int i = 0; i < K; i += 4) {
+          const float4 four = *quad<K>(row, lane, i);
+          const float in[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            const float e = fast_exp2(dt[i + q] * rate), b = x[i + q] * in[q];
+            h = kAdjoint ? e * (h + b) : e * h + b;
+          }
+        }
+        // the last lane's view of the whole tile
+        float p = fast_exp2(sum_dt * rate);
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+          const float before = __shfl_up_sync(kAllLanes, h, d), lost = __shfl_up_sync(kAllLanes, p, d);
+          h += p * before;
+          p *= lost;
+        }
+        if (lane == 31) at->h = p * at->h + h;
+      }
+      __syncwarp();
+    }
+  }
+  if (!active) return;
+  const int64_t place = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim + channel;
+  for (int i = lane; i < state; i += 32) part[place * state + i] = own[i].h;
+  sum = warp_total(sum);
+  if (lane == 0) decays[place] = sum;
+}
+
+// In place: what each segment adds becomes what enters it. kAdjoint: from the last segment to the first.
+// A thread per (sequence, channel, state).
+template <bool kAdjoint>
+__global__ void selective_scan_chain_kernel(const GpuScan a, float* part, const float* decays, unsigned segments) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, row = a.dim * a.state;
+  if (i >= a.sequences * row) return;
+  const int64_t sequence = i / row, channel = i % row / a.state;
+  const float rate = LOG2E * a.A[i % row];
+  float enters = 0.f;
+  for (unsigned j = 0; j < segments; ++j) {
+    S2E_MARK(kMarkChain);
+    const int64_t segment = sequence * segments + (kAdjoint ? segments - 1 - j : j);
+    float* const at = part + segment * row + i % row;
+    const float own = *at;
+    *at = enters;
+    enters = fast_exp2(rate * decays[segment * a.dim + channel]) * enters + own;
+  }
+}
+
+}  // namespace
+}  // namespace seq2exp
