@@ -26,6 +26,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory_checks.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -121,6 +123,7 @@ struct Block {
   void* arguments = nullptr;
   std::vector<char> memory;   // guard, dynamic shared memory, guard
   char* shared = nullptr;
+  std::string fault;          // what a thread did that it must not
   int order = 0;
   uint32_t random = 1;
 };
@@ -144,7 +147,8 @@ inline std::vector<int64_t> ordered(int64_t n) {
 }
 
 // The running fiber stops; the next lane of its warp goes on, or the scheduler when there is none.
-inline void suspend(Wait why) {
+S2E_UNWATCHED inline void suspend(Wait why) {
+  checks::watching = false;
   Fiber& self = *block.fibers[block.current];
   self.wait = why;
   if (block.next_lane == block.n_lanes) {
@@ -154,9 +158,11 @@ inline void suspend(Wait why) {
     threadIdx.x = unsigned(block.current);
     go_on(&self.context, &block.fibers[block.current]->context);
   }
+  checks::watching = true;
 }
 
-inline void fiber_main() {
+S2E_UNWATCHED inline void fiber_main() {
+  checks::watching = true;
   for (;;) {
     block.body(block.arguments);
     suspend(Wait::exited);
@@ -182,6 +188,7 @@ inline void run_lanes() {
   block.next_lane = 1;
   threadIdx.x = unsigned(block.current);
   go_on(&block.scheduler, &block.fibers[block.current]->context);
+  if (!block.fault.empty()) fail(std::exchange(block.fault, std::string()));
 }
 
 // Lists the lanes of a warp that may run. Random orders: any first lane, any odd step.
@@ -204,6 +211,7 @@ inline void exchange(int first, unsigned mask, Wait kind) {
       given[lane] = block.fibers[first + lane]->value;
       votes |= uint64_t(given[lane] != 0) << lane;
     }
+  if (kind == Wait::sync) checks::begin_interval(first / WARP);
   for (int lane = 0; lane < WARP; ++lane)
     if (mask >> lane & 1) {
       Fiber& f = *block.fibers[first + lane];
@@ -259,6 +267,7 @@ inline void run_block() {
       fail("divergent __syncthreads: " + std::to_string(block.n - exited) + " threads wait, " +
            std::to_string(exited) + " have exited");
     for (int i = 0; i < block.n; ++i) block.fibers[i]->wait = Wait::nothing;
+    checks::begin_interval();
   }
 }
 
@@ -280,7 +289,8 @@ inline std::string kernel_name(const void* kernel) {
   return status == 0 ? text.get() : info.dli_sname;
 }
 
-inline void run_grid(int64_t blocks, int threads, size_t shared_bytes, void (*body)(void*), void* arguments) {
+inline void run_grid(int64_t blocks, int threads, size_t shared_bytes, void (*body)(void*), void* arguments,
+                     size_t argument_bytes) {
   if (blocks < 1 || blocks > INT32_MAX) fail("a grid of " + std::to_string(blocks) + " blocks");
   if (threads < 1 || threads > MAX_THREADS) fail("a block of " + std::to_string(threads) + " threads");
   if (shared_bytes > MAX_SHARED) fail(std::to_string(shared_bytes) + " bytes of shared memory; sm_80 has 166912");
@@ -289,16 +299,19 @@ inline void run_grid(int64_t blocks, int threads, size_t shared_bytes, void (*bo
   block.n = threads;
   block.body = body;
   block.arguments = arguments;
+  checks::begin_launch(arguments, argument_bytes);
   for (int64_t b : ordered(blocks)) {
     blockIdx.x = unsigned(b);
     block.memory.assign(shared_bytes + 2 * GUARD + 16, char(POISON));
     block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block.memory.data()) + GUARD + 15) / 16 * 16);
+    checks::begin_block(block.shared, shared_bytes);
     run_block();
     check_guards(shared_bytes);
   }
 }
 
-inline uint64_t warp_operation(Wait kind, unsigned mask, uint64_t value, int source) {
+S2E_UNWATCHED inline uint64_t warp_operation(Wait kind, unsigned mask, uint64_t value, int source) {
+  checks::watching = false;
   Fiber& self = *block.fibers[block.current];
   self.mask = mask;
   self.value = value;
@@ -317,10 +330,11 @@ T shuffle(unsigned mask, T value, int source) {
   return value;
 }
 
+inline std::string message;
+
 // For extern "C" entry points: the message of the exception that f throws, or null.
 template <class F>
 const char* message_of(F&& f) {
-  static std::string message;
   try {
     f();
     return nullptr;
@@ -341,7 +355,7 @@ void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byt
     std::apply(function, values);
   };
   try {
-    emulator::run_grid(blocks, threads, shared_bytes, body, &arguments);
+    emulator::run_grid(blocks, threads, shared_bytes, body, &arguments, sizeof(arguments));
   } catch (const std::exception& error) {
     emulator::block.fibers.clear();  // those that wait for ever are abandoned
     const std::string name = emulator::kernel_name(reinterpret_cast<const void*>(kernel));

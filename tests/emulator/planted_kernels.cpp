@@ -89,6 +89,33 @@ __global__ void arrival(int* out, int* counter) {
   }
 }
 
+// Mistakes that no value shows, for the memory checks.
+enum Access { kRight, kSameValue, kShuffleForBarrier, kBeyondEnd, kBelowBegin, kUnwritten, kUnwrittenShared, kOtherBlock, kReadBeforeWrite };
+
+__global__ void access(Access how, const float* in, float* out) {
+  S2E_DYNAMIC_SHARED(float, shared);
+  const int t = threadIdx.x, n = blockDim.x, i = blockIdx.x * n + t;
+  if (how == kUnwrittenShared && t == 3) out[i] = shared[n - 1];
+  shared[t] = in[i];
+  __syncthreads();
+  float x = shared[n - 1 - t];
+  if (how == kSameValue) shared[0] = 5.f;
+  if (how == kReadBeforeWrite && t >= 32) shared[t] = x;
+  __syncthreads();
+  shared[t] = x;
+  if (how == kShuffleForBarrier) {
+    x += 0.f * __shfl_xor_sync(kAll, x, 1);
+  } else {
+    __syncwarp();
+  }
+  x = shared[t ^ 1];
+  if (how == kBeyondEnd && i == 127) x += 0.f * in[128];
+  if (how == kBelowBegin && i == 0) x += 0.f * in[-1];
+  if (how == kUnwritten && i == 9) x += 0.f * out[10];
+  out[i] = x;
+  if (how == kOtherBlock && i == 64) out[0] = x;
+}
+
 __global__ void nothing() {}
 
 }  // namespace
@@ -121,6 +148,10 @@ const char* run_operations(double* out) {
 const char* run_arrival(int* out, int blocks, int threads) {
   int counter = 0;
   return message_of([=, &counter] { launch(arrival, blocks, threads, 0, nullptr, out, &counter); });
+}
+
+const char* run_access(int how, const float* in, float* out) {
+  return message_of([=] { launch(access, 2, 64, 64 * sizeof(float), nullptr, Access(how), in, out); });
 }
 
 const char* run_nothing(int64_t blocks, int threads, int64_t shared_bytes) {

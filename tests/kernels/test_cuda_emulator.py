@@ -7,7 +7,7 @@ from ctypes import c_int, c_int64, c_void_p
 
 import numpy as np
 import pytest
-from emulated_cuda import EMULATOR, entry, library
+from emulated_cuda import EMULATOR, add_buffer, entry, library
 
 ORDERS = {"forward": 0, "reverse": 1, "random 2": 2, "random 3": 3}
 NONE, WARP, BLOCK = range(3)
@@ -152,3 +152,54 @@ def test_launches_that_no_gpu_would_take(planted, configuration, message):
     run(1, 1024, 166_912)
     with pytest.raises(RuntimeError, match=message):
         run(*configuration)
+
+
+@pytest.fixture(scope="module")
+def checked() -> ctypes.CDLL:
+    return library(EMULATOR / "planted_kernels.cpp", checked=True)
+
+
+def access(checked: ctypes.CDLL, how: int) -> None:
+    data = np.full((2, 256), 1, np.float32)  # in and out in the middle of something larger
+    source, target = (row[64:].ctypes.data for row in data)
+    add_buffer(checked, "in", source, 512, initialised=True)
+    add_buffer(checked, "out", target, 512, initialised=False)
+    try:
+        entry(checked, "run_access", c_int, c_void_p, c_void_p)(how, source, target)
+    finally:
+        checked.checks_forget_buffers()
+
+
+BETWEEN = "without a barrier between"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (1, rf"thread 1 writes shared memory \+ 0, which thread 0 writes, {BETWEEN}"),
+        (2, rf"thread 0 reads shared memory \+ 4, which thread 1 writes, {BETWEEN}"),
+        (3, "thread 63 reads 4 bytes outside of every buffer"),
+        (4, "thread 0 reads 4 bytes outside of every buffer"),
+        (5, r"thread 9 reads out \+ 40, which nothing has written"),
+        (6, r"thread 3 reads shared memory \+ 252, which nothing has written"),
+        (7, rf"thread 0 writes out \+ 0, which thread 0 writes, {BETWEEN}"),
+        (8, rf"thread 32 writes shared memory \+ 128, which thread 31 reads, {BETWEEN}"),
+    ],
+)
+def test_memory_checks_report_what_no_value_shows(checked, how, message):
+    access(checked, 0)
+    with pytest.raises(RuntimeError, match=rf"{message} \(planted_kernels.cpp:\d+"):
+        access(checked, how)
+
+
+@pytest.mark.parametrize("barrier", [NONE, WARP])
+def test_memory_checks_need_no_lucky_order(checked, barrier):
+    """The two missing barriers from above, run forward, where the results are right."""
+    distance = 32 if barrier else 1
+    out = np.zeros(64, np.float32)
+    run = entry(checked, "run_pass_up", c_int, c_void_p, c_int, c_int, c_int)
+    add_buffer(checked, "out", out.ctypes.data, out.nbytes, initialised=False)
+    run(BLOCK, out.ctypes.data, 1, 64, distance)
+    with pytest.raises(RuntimeError, match=f"which thread . writes, {BETWEEN}"):
+        run(barrier, out.ctypes.data, 1, 64, distance)
+    checked.checks_forget_buffers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,31 +19,52 @@ EMULATOR = ROOT / "tests" / "emulator"
 SOURCES = ROOT / "csrc"
 CACHE = ROOT / "build" / "emulator"
 FLAGS = (
-    "-x c++ -O2 -std=c++17 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-sign-compare -DSEQ2EXP_EMULATOR "
-    f"-I{EMULATOR} -I{SOURCES}"
+    "-x c++ -O2 -std=c++17 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-sign-compare -fno-gnu-unique "
+    f"-DSEQ2EXP_EMULATOR -I{EMULATOR} -I{SOURCES}"
 ).split()
 
 
-def library(*sources: Path) -> ctypes.CDLL:
+CHECKED = "-g1 -fsanitize=thread -DSEQ2EXP_CHECK_MEMORY".split()  # its calls go to memory_checks.cpp
+
+
+def library(*sources: Path, checked: bool = False) -> ctypes.CDLL:
     """The shared library of some .cpp and .cu files, compiled again only when a source, a header or a flag has changed.
 
+    checked: kernels' accesses to memory are watched, see tests/emulator/memory_checks.h.
     Skips the test without a C++ compiler; sources that do not compile, or only with warnings, fail it.
     """
     compiler = (os.environ.get("CXX") or "g++").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler ({compiler[0]})")
-    files = [*sources, *(p for folder in (EMULATOR, SOURCES) for p in sorted(folder.rglob("*.*h")))]
-    content = b"|".join([" ".join([*compiler, *FLAGS]).encode(), *(p.read_bytes() for p in files)])
+    flags = {source: CHECKED if checked else [] for source in sources}
+    if checked:
+        flags[EMULATOR / "memory_checks.cpp"] = []
+    files = [*flags, *(p for folder in (EMULATOR, SOURCES) for p in sorted(folder.rglob("*.*h")))]
+    content = b"|".join([" ".join([*compiler, *FLAGS, str(checked)]).encode(), *(p.read_bytes() for p in files)])
     output = CACHE / f"{sources[0].stem}-{hashlib.sha256(content).hexdigest()[:20]}.so"
     if not output.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            objects = [f"{folder}/{source.name}.o" for source in sources]
-            for source, target in zip(sources, objects, strict=True):
-                _run([*compiler, *FLAGS, "-c", str(source), "-o", target])
-            _run([*compiler, "-shared", *objects, "-o", f"{folder}/library.so"])
+            for source, more in flags.items():
+                _run([*compiler, *FLAGS, *more, "-c", str(source), "-o", f"{folder}/{source.name}.o"])
+            _run([*compiler, "-shared", *map(str, Path(folder).glob("*.o")), "-o", f"{folder}/library.so"])
             Path(folder, "library.so").replace(output)
     return ctypes.CDLL(str(output))
+
+
+def add_buffer(loaded: ctypes.CDLL, name: str, address: int, size: int, initialised: bool) -> None:
+    """Tells a checked library of memory that its kernels may use; forgotten with `loaded.checks_forget_buffers()`."""
+    types = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+    ctypes.CFUNCTYPE(None, *types)(("checks_add_buffer", loaded))(name.encode(), address, size, initialised)
+
+
+def _with_line(message: str, path: str) -> str:
+    """Names the source line of a place in the machine code, where addr2line is at hand."""
+    found = re.search(r"code (0x[0-9a-f]+)", message)
+    if found is None or shutil.which("addr2line") is None:
+        return message
+    lines = subprocess.run(["addr2line", "-ise", path, found[1]], capture_output=True, text=True).stdout.split()
+    return message.replace(found[0], " in ".join(lines))
 
 
 def _run(command: list[str]) -> None:
@@ -57,6 +79,6 @@ def entry(loaded: ctypes.CDLL, name: str, *types: type) -> Callable[..., None]:
 
     def call(*arguments: object) -> None:
         if (message := function(*arguments)) is not None:
-            raise RuntimeError(message.decode())
+            raise RuntimeError(_with_line(message.decode(), loaded._name))
 
     return call

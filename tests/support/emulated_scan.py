@@ -77,10 +77,13 @@ def _pointer(x: Tensor | None) -> int | None:
 class EmulatedScan:
     """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, checked: bool = False) -> None:
         kernels = SOURCES / "selective_scan" / "cuda"
         self._library = library(
-            EMULATOR / "selective_scan.cpp", kernels / "segments.cpp", *sorted(kernels.glob("scan_*.cu"))
+            EMULATOR / "selective_scan.cpp",
+            kernels / "segments.cpp",
+            *sorted(kernels.glob("scan_*.cu")),
+            checked=checked,
         )
         self._forward = entry(self._library, "scan_forward", POINTER(Scan), c_int)
         self._backward = entry(self._library, "scan_backward", POINTER(Scan), c_int)
