@@ -211,7 +211,6 @@ inline void exchange(int first, unsigned mask, Wait kind) {
       given[lane] = block.fibers[first + lane]->value;
       votes |= uint64_t(given[lane] != 0) << lane;
     }
-  if (kind == Wait::sync) checks::begin_interval(first / WARP);
   for (int lane = 0; lane < WARP; ++lane)
     if (mask >> lane & 1) {
       Fiber& f = *block.fibers[first + lane];
@@ -242,7 +241,9 @@ inline bool complete_warp_operations(int first, int end) {
     if (!all) continue;
     exchange(first, mask, kind);
     completed = true;
-    if (mask == exist) break;
+    if (mask != exist) continue;
+    checks::warp_operation(first / WARP, kind == Wait::sync);
+    break;
   }
   if (waiting && !completed) fail(warp_name(first) + "divergent warp operation: not all lanes of its mask reach it");
   return completed;
@@ -267,7 +268,7 @@ inline void run_block() {
       fail("divergent __syncthreads: " + std::to_string(block.n - exited) + " threads wait, " +
            std::to_string(exited) + " have exited");
     for (int i = 0; i < block.n; ++i) block.fibers[i]->wait = Wait::nothing;
-    checks::begin_interval();
+    checks::block_barrier();
   }
 }
 

@@ -18,9 +18,10 @@ constexpr int GRAIN = 2;  // bytes; the smallest type that kernels store
 
 // One access, as far as its order to others matters. Numbers count from 1 and never repeat.
 struct Access {
-  uint32_t block = 0;     // run of a block
-  uint32_t interval = 0;  // between block barriers
-  uint32_t warp = 0;      // between barriers of a warp
+  uint32_t block = 0;      // run of a block
+  uint32_t interval = 0;   // between block barriers
+  uint32_t warp = 0;       // between barriers of a warp
+  uint32_t operation = 0;  // between operations of a warp
   int thread = 0;
 };
 
@@ -32,17 +33,16 @@ struct Grain {
 struct Buffer {
   std::string name;
   uintptr_t begin, end;
-  bool initialised;
   bool shared;  // each block has its own
   std::vector<Grain> grains;
 };
 
 std::vector<Buffer> buffers;   // of the launches to come
-Buffer shared_memory{"shared memory", 0, 0, false, true, {}};
-Buffer globals{"a global or static variable", 0, 0, true, true, {}};
+Buffer shared_memory{"shared memory", 0, 0, true, {}};
+Buffer variables{"a static variable", 0, 0, true, {}};  // __shared__ ones among them
 uintptr_t arguments_begin, arguments_end;
 const void* code;  // of the running access
-uint32_t launch_began, runs, intervals, warp_intervals[MAX_THREADS / WARP];
+uint32_t launch_began, runs, intervals, warp_intervals[MAX_THREADS / WARP], operations[MAX_THREADS / WARP];
 
 void fault(const std::string& what) {
   char place[32];
@@ -52,12 +52,13 @@ void fault(const std::string& what) {
   suspend(Wait::exited);
 }
 
-// Whether an earlier access happens before this one, wherever threads run at different speeds.
-bool ordered(const Access& before, const Access& now, bool shared) {
+// Whether an earlier access happens before this one, at whatever speed the threads run. `shared`: each block has its own.
+bool ordered(const Access& before, const Access& now, bool shared, bool write_after_read) {
   if (before.block < launch_began) return true;
   if (before.block != now.block) return shared;
   if (before.thread == now.thread || before.interval != now.interval) return true;
-  return before.thread / WARP == now.thread / WARP && before.warp != now.warp;
+  if (before.thread / WARP != now.thread / WARP) return false;
+  return write_after_read ? before.operation != now.operation : before.warp != now.warp;
 }
 
 void remember_read(Grain& grain, const Access& now) {
@@ -73,14 +74,13 @@ void remember_read(Grain& grain, const Access& now) {
 }
 
 void touch(Buffer& buffer, uintptr_t address, size_t bytes, bool writes) {
-  const Access now{runs, intervals, warp_intervals[block.current / WARP], block.current};
+  const int warp = block.current / WARP;
+  const Access now{runs, intervals, warp_intervals[warp], operations[warp], block.current};
   if (buffer.grains.empty()) buffer.grains.resize((buffer.end - buffer.begin) / GRAIN + 1);
   for (size_t i = (address - buffer.begin) / GRAIN; i <= (address + bytes - 1 - buffer.begin) / GRAIN; ++i) {
     Grain& grain = buffer.grains[i];
     const auto place = [&] { return buffer.name + " + " + std::to_string(i * GRAIN); };
-    const bool written = buffer.shared ? grain.write.block == now.block : grain.write.block > 0;
-    if (!writes && !buffer.initialised && !written) return fault("reads " + place() + ", which nothing has written");
-    if (!ordered(grain.write, now, buffer.shared))
+    if (!ordered(grain.write, now, buffer.shared, false))
       return fault((writes ? "writes " : "reads ") + place() + ", which thread " + std::to_string(grain.write.thread) +
                    " writes, without a barrier between");
     if (!writes) {
@@ -88,7 +88,7 @@ void touch(Buffer& buffer, uintptr_t address, size_t bytes, bool writes) {
       continue;
     }
     for (const Access& read : grain.reads)
-      if (!ordered(read, now, buffer.shared))
+      if (!ordered(read, now, buffer.shared, true))
         return fault("writes " + place() + ", which thread " + std::to_string(read.thread) +
                      " reads, without a barrier between");
     grain.write = now;
@@ -104,7 +104,7 @@ void access(const void* pointer, size_t bytes, bool writes, const void* return_a
   const auto stack = reinterpret_cast<uintptr_t>(block.stacks) + block.current * STACK;
   if (!within(stack, stack + STACK) && !(within(arguments_begin, arguments_end) && !writes)) {
     Buffer* found = nullptr;
-    for (Buffer* buffer : {&shared_memory, &globals})
+    for (Buffer* buffer : {&shared_memory, &variables})
       if (within(buffer->begin, buffer->end)) found = buffer;
     for (size_t i = 0; i < buffers.size() && !found; ++i)
       if (within(buffers[i].begin, buffers[i].end)) found = &buffers[i];
@@ -123,8 +123,8 @@ void begin_launch(const void* arguments, size_t bytes) {
   launch_began = runs + 1;
   arguments_begin = reinterpret_cast<uintptr_t>(arguments);
   arguments_end = arguments_begin + bytes;
-  globals.begin = reinterpret_cast<uintptr_t>(&__ehdr_start);
-  globals.end = reinterpret_cast<uintptr_t>(&_end);
+  variables.begin = reinterpret_cast<uintptr_t>(&__ehdr_start);
+  variables.end = reinterpret_cast<uintptr_t>(&_end);
 }
 
 void begin_block(const char* shared, size_t bytes) {
@@ -133,21 +133,24 @@ void begin_block(const char* shared, size_t bytes) {
   if (shared_memory.end - shared_memory.begin != bytes) shared_memory.grains.clear();
   shared_memory.begin = begin;
   shared_memory.end = begin + bytes;
-  begin_interval();
+  block_barrier();
 }
 
-void begin_interval() { ++intervals; }
+void block_barrier() { ++intervals; }
 
-void begin_interval(int warp) { ++warp_intervals[warp]; }
+void warp_operation(int warp, bool barrier) {
+  ++operations[warp];
+  warp_intervals[warp] += barrier;
+}
 
 }  // namespace checks
 }  // namespace emulator
 }  // namespace seq2exp
 
-// Memory that kernels may touch from now on, beside shared memory; `initialised`: may be read before it is written.
-extern "C" void checks_add_buffer(const char* name, const void* data, int64_t bytes, int initialised) {
+// Memory that kernels may touch from now on.
+extern "C" void checks_add_buffer(const char* name, const void* data, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(data);
-  seq2exp::emulator::checks::buffers.push_back({name, begin, begin + size_t(bytes), initialised != 0, false, {}});
+  seq2exp::emulator::checks::buffers.push_back({name, begin, begin + size_t(bytes), false, {}});
 }
 
 extern "C" void checks_forget_buffers() { seq2exp::emulator::checks::buffers.clear(); }

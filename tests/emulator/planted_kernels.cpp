@@ -90,12 +90,11 @@ __global__ void arrival(int* out, int* counter) {
 }
 
 // Mistakes that no value shows, for the memory checks.
-enum Access { kRight, kSameValue, kShuffleForBarrier, kBeyondEnd, kBelowBegin, kUnwritten, kUnwrittenShared, kOtherBlock, kReadBeforeWrite };
+enum Access { kRight, kSameValue, kShuffleForBarrier, kBeyondEnd, kBelowBegin, kOtherBlock, kReadBeforeWrite };
 
 __global__ void access(Access how, const float* in, float* out) {
   S2E_DYNAMIC_SHARED(float, shared);
   const int t = threadIdx.x, n = blockDim.x, i = blockIdx.x * n + t;
-  if (how == kUnwrittenShared && t == 3) out[i] = shared[n - 1];
   shared[t] = in[i];
   __syncthreads();
   float x = shared[n - 1 - t];
@@ -111,7 +110,6 @@ __global__ void access(Access how, const float* in, float* out) {
   x = shared[t ^ 1];
   if (how == kBeyondEnd && i == 127) x += 0.f * in[128];
   if (how == kBelowBegin && i == 0) x += 0.f * in[-1];
-  if (how == kUnwritten && i == 9) x += 0.f * out[10];
   out[i] = x;
   if (how == kOtherBlock && i == 64) out[0] = x;
 }

@@ -24,7 +24,7 @@ FLAGS = (
 ).split()
 
 
-CHECKED = "-g1 -fsanitize=thread -DSEQ2EXP_CHECK_MEMORY".split()  # its calls go to memory_checks.cpp
+CHECKED = ["-g1", "-gdwarf-4", "-fsanitize=thread", "-DSEQ2EXP_CHECK_MEMORY"]  # its calls go to memory_checks.cpp
 
 
 def library(*sources: Path, checked: bool = False) -> ctypes.CDLL:
@@ -52,10 +52,10 @@ def library(*sources: Path, checked: bool = False) -> ctypes.CDLL:
     return ctypes.CDLL(str(output))
 
 
-def add_buffer(loaded: ctypes.CDLL, name: str, address: int, size: int, initialised: bool) -> None:
+def add_buffer(loaded: ctypes.CDLL, name: str, address: int, size: int) -> None:
     """Tells a checked library of memory that its kernels may use; forgotten with `loaded.checks_forget_buffers()`."""
-    types = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
-    ctypes.CFUNCTYPE(None, *types)(("checks_add_buffer", loaded))(name.encode(), address, size, initialised)
+    types = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
+    ctypes.CFUNCTYPE(None, *types)(("checks_add_buffer", loaded))(name.encode(), address, size)
 
 
 def _with_line(message: str, path: str) -> str:
@@ -63,8 +63,8 @@ def _with_line(message: str, path: str) -> str:
     found = re.search(r"code (0x[0-9a-f]+)", message)
     if found is None or shutil.which("addr2line") is None:
         return message
-    lines = subprocess.run(["addr2line", "-ise", path, found[1]], capture_output=True, text=True).stdout.split()
-    return message.replace(found[0], " in ".join(lines))
+    run = subprocess.run(["addr2line", "-ise", path, found[1]], capture_output=True, text=True)
+    return message.replace(found[0], ", called at ".join(line.split()[0] for line in run.stdout.splitlines()))
 
 
 def _run(command: list[str]) -> None:

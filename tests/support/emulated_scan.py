@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_int, c_int64, c_void_p
 
 import torch
-from emulated_cuda import EMULATOR, SOURCES, entry, library
+from emulated_cuda import EMULATOR, SOURCES, add_buffer, entry, library
 from torch import Tensor
 
 GUARD = 4096  # bytes on either side of an output
@@ -63,6 +64,10 @@ class Outputs:
         strides = torch.empty_like(x, device="meta").stride()
         return self.empty((x.numel(),), x.dtype).as_strided(x.shape, strides)
 
+    def addresses(self) -> list[tuple[int, int]]:
+        """Address and bytes of each."""
+        return [(block.data_ptr() + GUARD, block.guarded) for block in self._blocks]
+
     def check(self) -> None:
         for block in self._blocks:
             around = torch.cat([block[:GUARD], block[GUARD + block.guarded :]])
@@ -75,9 +80,13 @@ def _pointer(x: Tensor | None) -> int | None:
 
 
 class EmulatedScan:
-    """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py."""
+    """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py.
+
+    checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower.
+    """
 
     def __init__(self, checked: bool = False) -> None:
+        self._checked = checked
         kernels = SOURCES / "selective_scan" / "cuda"
         self._library = library(
             EMULATOR / "selective_scan.cpp",
@@ -117,8 +126,8 @@ class EmulatedScan:
         workspace = outputs.empty((self._count("forward_workspace", scan),))
         scan.out, scan.last_state, scan.workspace = Strided.of(out), last.data_ptr(), workspace.data_ptr()
         scan.states = states.data_ptr() if save_states else None
-        self._forward(scan, DTYPES[u.dtype])
-        outputs.check()
+        inputs = (u, delta, A, B, C, D, z, delta_bias, cu_seqlens)
+        self._run(self._forward, scan, u.dtype, inputs, outputs)
         return out, last, states
 
     def backward(
@@ -135,12 +144,31 @@ class EmulatedScan:
         scan.grad, scan.du, scan.ddelta, scan.dz = map(Strided.of, (grad_out, du, ddelta, dz))
         scan.dB, scan.dC, scan.sums, scan.workspace = (x.data_ptr() for x in (dB, dC, sums, workspace))
         scan.states = states.data_ptr()
-        self._backward(scan, DTYPES[u.dtype])
-        outputs.check()
+        inputs = (grad_out, u, delta, A, B, C, D, z, delta_bias, cu_seqlens, states)
+        self._run(self._backward, scan, u.dtype, inputs, outputs)
         dB, dC = (wide.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype) for wide, x in ((dB, B), (dC, C)))
         dA, dD, dbias = sums.sum((0, 1)).split((scan.state, 1, 1), dim=1)
         dD, dbias = None if D is None else dD[:, 0], None if delta_bias is None else dbias[:, 0]
         return du, ddelta, dA.contiguous(), dB, dC, dD, dz, dbias
+
+    def _run(
+        self, function: Callable[..., None], scan: Scan, dtype: torch.dtype, inputs: tuple[Tensor | None, ...],
+        outputs: Outputs,
+    ) -> None:  # fmt: skip
+        if self._checked:
+            for i, x in enumerate(inputs):
+                if x is not None:
+                    extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+                    name = f"input {i} {tuple(x.shape)}"
+                    add_buffer(self._library, name, x.data_ptr(), extent * x.itemsize)
+            for i, (address, size) in enumerate(outputs.addresses()):
+                add_buffer(self._library, f"output {i}", address, size)
+        try:
+            function(scan, DTYPES[dtype])
+        finally:
+            if self._checked:
+                self._library.checks_forget_buffers()
+        outputs.check()
 
     def _scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
