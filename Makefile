@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc/*/*/*)
 
-.PHONY: demo test slow bench lint wheel static gpu clean
+.PHONY: demo test slow bench lint wheel static gpu carry clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/seq2exp demo --out runs/demo --force
@@ -32,9 +32,17 @@ wheel: $(VENV)/.installed-test
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist
 
-# No CUDA or Triton kernel exists yet whose registers could be counted or whose speed could be measured.
-static gpu:
+# No CUDA or Triton kernel exists yet whose registers could be counted.
+static:
 	@echo "make $@: this version has no GPU kernels, so there is nothing to report" >&2; exit 2
+
+# With the python3 that is there; installs nothing. Without a GPU it rehearses.
+gpu:
+	$(PYTHON) bench/gpu.py
+
+# What a GPU machine without network needs beyond the tree.
+carry: $(VENV)/.installed-test
+	$(BIN)/python bench/carry.py
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info seq2exp/*.so

@@ -226,7 +226,7 @@ def size(load: Workload) -> Contest:
     x = load.inputs("cpu")
     ours = load.call(backend("cpu"), x)
     other = load.call(backend("reference"), x) if load.elements <= REFERENCE_ELEMENTS else None
-    return Contest(ours, other, lambda: load.check(ours(), x), load.bytes(x))
+    return Contest(ours, other, lambda: load.check(ours(), x), load.bytes)
 
 
 for _load in sizes():
@@ -259,4 +259,4 @@ def scan_cpu_mamba() -> Contest:
         return selective_scan_ref(*arguments)
 
     ours = load.call(backend("cpu"), x)
-    return Contest(ours, load.call(theirs, x), lambda: load.check(ours(), x), load.bytes(x))
+    return Contest(ours, load.call(theirs, x), lambda: load.check(ours(), x), load.bytes)

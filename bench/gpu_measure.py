@@ -1,0 +1,236 @@
+"""Measures the scan on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
+
+GATE is a JSON file, backend -> direction -> None or the reason why it gets no figure. PEERS is where
+bench/peers.py leaves mamba_ssm. Each case is a record of JOURNAL; after a crash the same command goes on behind it.
+Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from gpu_jobs import append, read
+from workload import Inputs, Scan, Workload, backend
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CRASHES = 2  # that many, and an implementation is no longer tried
+Plan = list[tuple[Workload, tuple[str, ...]]]
+
+
+def plan() -> Plan:
+    """Cases and who takes part, the most important first."""
+    ours, all_three = ("cuda", "triton"), ("cuda", "triton", "mamba")
+
+    def both(*shapes: tuple[int, int], who: tuple[str, ...], dtype: str = "bfloat16", **options: bool) -> Plan:
+        return [
+            (Workload(direction, batch, length, dtype=dtype, **options), who)
+            for batch, length in shapes for direction in ("forward", "backward")
+        ]  # fmt: skip
+
+    return [
+        *both((8, 200_704), (8, 200_000), who=all_three),
+        *both((1, 200_000), who=(*all_three, "reference")),
+        *both((8, 200_000), who=all_three, dtype="float32"),
+        *both((8, 65_537), (1, 65_537), (8, 2_048), (1, 200_704), who=all_three),
+        *both((1, 2_048), (1, 2_047), who=(*all_three, "reference")),
+        *both((1, 1_048_576), who=all_three),
+        *both((8, 1_048_576), who=ours),  # 2^31 elements are beyond mamba-ssm's offsets
+        *both((8, 200_000), who=ours, channels_last=True),
+        *both((8, 200_000), who=all_three, gate=False),
+        *both((8, 200_000), who=ours, reverse=True),
+        *both((1, 200_000), who=all_three, dtype="float32"),
+    ]
+
+
+def rehearsal_plan() -> Plan:
+    return [
+        (Workload(direction, batch, length, dim=8, state=4, dtype=dtype), ("cpu", "reference"))
+        for dtype in ("bfloat16", "float32")
+        for batch, length in ((8, 500), (1, 500))
+        for direction in ("forward", "backward")
+    ]
+
+
+def copy_bandwidth(size: int) -> float:
+    """GB/s of a copy on the device, bytes read plus bytes written."""
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * size / min(milliseconds(lambda: target.copy_(source)) for _ in range(10)) / 1e6
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e3
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def peak_mb(work: Callable[[], object]) -> float | None:
+    """MB that `work` allocates at most beside what is there, results included."""
+    if DEVICE == "cpu":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
+
+
+class Prepared(NamedTuple):
+    sets: list[Inputs]
+    exact: dict[str, torch.Tensor]  # of the first set
+
+
+def prepare(load: Workload) -> Prepared:
+    sets = input_sets(load)
+    return Prepared(sets, load.exact(sets[0]))
+
+
+def input_sets(load: Workload) -> list[Inputs]:
+    """As many as exceed the L2 cache three times, so that no call finds its inputs there."""
+    first = load.inputs(DEVICE)
+    if DEVICE == "cpu":
+        return [first]
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return [first, *(load.inputs(DEVICE, seed) for seed in range(1, min(16, math.ceil(3 * cache / load.bytes))))]
+
+
+def alternate(calls: dict[str, list[Callable[[], object]]], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of every call. Who takes part takes turns; each for about `seconds`, 2 to 30 times."""
+    wanted = {
+        name: min(30, max(2, int(1e3 * seconds / milliseconds(sets[0])))) for name, sets in calls.items()
+    }  # the first call of this loop is one more warm-up
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(max(wanted.values(), default=0)):
+        for name, sets in calls.items():
+            if i < wanted[name]:
+                times[name].append(milliseconds(sets[i % len(sets)]))
+    return times
+
+
+def measure(
+    load: Workload, prepared: Prepared, scans: dict[str, Scan], begin: Callable[[str], None] = lambda name: None
+) -> dict[str, dict]:
+    """Figures of each scan, or why there are none: {"error": ...}. `begin` is told who is about to run first.
+
+    Passes an error on when the GPU answers nothing after it.
+    """
+    sets, exact = prepared
+    figures: dict[str, dict] = {}
+    calls: dict[str, list[Callable[[], object]]] = {}
+    for name, scan in scans.items():
+        begin(name)
+        try:
+            mine = [load.call(scan, x) for x in sets]
+            figures[name] = {"error_rms": load.check(mine[0](), sets[0], exact), "peak_mb": peak_mb(mine[0])}
+            calls[name] = mine
+        except Exception as error:  # of whatever kind: the others are still to be measured
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            figures[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    begin("all")
+    for name, times in alternate(calls, 0.3).items():
+        middle = statistics.median(times)
+        figures[name] |= {
+            "ms": round(middle, 4), "ms_min": round(min(times), 4), "ms_max": round(max(times), 4),
+            "calls": len(times), "gb_per_s": round(load.bytes / middle / 1e6, 1),
+        }  # fmt: skip
+    return figures
+
+
+def mamba(folder: Path) -> Scan:
+    """mamba-ssm's scan, called like ours."""
+    sys.path.insert(0, str(folder))
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def scan(*arguments: object, reverse: bool) -> torch.Tensor:
+        assert not reverse
+        return selective_scan_fn(*arguments)
+
+    return scan
+
+
+def crashes(records: list[dict]) -> dict[str, set[str]]:
+    """Who ran when a process ended before its time ("all": while they took turns) -> in which cases."""
+    found: dict[str, set[str]] = defaultdict(set)
+    running: dict | None = None
+    for record in records:
+        if "start" in record and running:
+            found[running["running"]].add(running["case"])
+        if "running" in record:
+            running = record
+        elif "figures" in record:
+            running = None
+    return found
+
+
+def withheld(name: str, load: Workload, gate: dict, peers: Scan | str, crashed: dict[str, set[str]]) -> str | None:
+    """Why that implementation gets no figure in that case."""
+    if load.name in crashed["all"] | crashed[name]:
+        return "the process ended while this was measured"
+    if len(crashed[name]) >= CRASHES:
+        return "the process ended in earlier cases while this ran"
+    if name == "mamba":
+        return peers if isinstance(peers, str) else None
+    return gate.get(name, {}).get(load.direction)
+
+
+def run(journal: Path, gate: dict, seconds: float, peers: Scan | str) -> None:
+    deadline = time.monotonic() + seconds
+    append(journal, {"start": seconds})
+    records = read(journal)
+    done, crashed = {r["case"] for r in records if "figures" in r}, crashes(records)
+    if not any("copy_gb_per_s" in r for r in records):
+        append(journal, {"copy_gb_per_s": round(copy_bandwidth(4_000_000_000 if DEVICE == "cuda" else 4_000_000), 1)})
+    for load, names in plan() if DEVICE == "cuda" else rehearsal_plan():
+        if load.name in done:
+            continue
+        late = "no time was left" if time.monotonic() > deadline else None
+        reasons = {name: late or withheld(name, load, gate, peers, crashed) for name in names}
+        scans = {name: peers if name == "mamba" else backend(name) for name, reason in reasons.items() if not reason}
+        figures = {}
+        if scans:
+            figures = measure(load, prepare(load), scans, partial(_note_running, journal, load.name))
+        figures |= {name: {"withheld": reason} for name, reason in reasons.items() if reason}
+        case = {"case": load.name, "load": asdict(load), "elements": load.elements, "bytes": load.bytes}
+        append(journal, case | {"figures": figures})
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _note_running(journal: Path, case: str, name: str) -> None:
+    append(journal, {"case": case, "running": name})
+
+
+def load_peers(folder: Path) -> Scan | str:
+    """mamba-ssm's scan as bench/peers.py left it, or why there is none."""
+    status = folder / "status.json"
+    if status.exists() and (reason := json.loads(status.read_text()).get("mamba_ssm")):
+        return f"not measured: {reason}"
+    try:
+        return mamba(folder)
+    except (ImportError, OSError) as error:
+        return f"not measured: mamba-ssm cannot be imported: {error}"
+
+
+if __name__ == "__main__":
+    _journal, _gate, _seconds, _peers = sys.argv[1:]
+    run(Path(_journal), json.loads(Path(_gate).read_text()), float(_seconds), load_peers(Path(_peers)))

@@ -1,0 +1,33 @@
+"""Small problems through every path of one backend, for compute-sanitizer: `python bench/gpu_sanitize.py BACKEND`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+from scan_problems import arguments, problem
+
+PROBLEMS = (
+    {"length": 37},
+    {"length": 700, "dtype": torch.bfloat16, "transposed": True, "groups": 2},
+    {"length": 300, "reverse": True, "state": 17, "gate": False, "skip": False, "bias": False},
+    {"batch": 1, "length": 300, "cu_seqlens": [0, 0, 1, 130, 300], "dtype": torch.float16},
+    {"batch": 1, "dim": 8, "length": 5_000, "state": 4},
+)
+
+
+def main(backend: str) -> None:
+    module = importlib.import_module(f"seq2exp.kernels.selective_scan.{'native' if backend == 'cpu' else backend}")
+    device = "cpu" if backend == "cpu" else "cuda"
+    for options in PROBLEMS:
+        args = arguments(problem(**options), device=device)
+        out, _, states = module.forward(*args)
+        module.backward(torch.ones_like(out), *args, states)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    print(f"{len(PROBLEMS)} problems, forward and backward")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
