@@ -70,56 +70,86 @@ __device__ __forceinline__ void state_backward(Lane<K>& l, Adjoint* own, int lan
   if (lane == 31) own->g = g_carry;
 
 #pragma unroll
-  for (int i = 0; i < K; ++i) h[i] += e[i] * (i ? h[i - 1] : h_enters);
+  for (int i = 0; i < K; i += 4) {
+    const float4 c4 = *quad<K>(c_row, lane, i);
+    const float c[4] = {c4.x, c4.y, c4.z, c4.w};
+    float4* const at = quad<K>(sum_c, lane, i);
+    float add[4] = {at->x, at->y, at->z, at->w};
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int j = i + r;
+      h[j] += e[j] * (j ? h[j - 1] : h_enters);
+      if (kGate) l.y[j] += c[r] * h[j];
+      add[r] += l.dy[j] * h[j];
+    }
+    *at = {add[0], add[1], add[2], add[3]};
+  }
   float dA = 0.f;
 #pragma unroll
   for (int i = K - 4; i >= 0; i -= 4) {
     const float4 b4 = *quad<K>(b_row, lane, i), c4 = *quad<K>(c_row, lane, i);
     const float b[4] = {b4.x, b4.y, b4.z, b4.w}, c[4] = {c4.x, c4.y, c4.z, c4.w};
-    float4* const at_b = quad<K>(sum_b, lane, i);
-    float4* const at_c = quad<K>(sum_c, lane, i);
-    float add_b[4] = {at_b->x, at_b->y, at_b->z, at_b->w}, add_c[4] = {at_c->x, at_c->y, at_c->z, at_c->w};
+    float4* const at = quad<K>(sum_b, lane, i);
+    float add[4] = {at->x, at->y, at->z, at->w};
 #pragma unroll
     for (int r = 3; r >= 0; --r) {
       const int j = i + r;
-      if (kGate) l.y[j] += c[r] * h[j];
-      add_c[r] += l.dy[j] * h[j];
       const float grad = g + l.dy[j] * c[r];  // of h at position j
-      add_b[r] += grad * l.x[j];
+      add[r] += grad * l.x[j];
       l.d_x[j] += grad * b[r];
       g = e[j] * grad;
       const float w = g * (j ? h[j - 1] : h_enters);
       l.d_dt[j] += w * rate;
       dA += w * l.dt[j];
     }
-    *at_b = {add_b[0], add_b[1], add_b[2], add_b[3]};
-    *at_c = {add_c[0], add_c[1], add_c[2], add_c[3]};
+    *at = {add[0], add[1], add[2], add[3]};
   }
   dA = warp_total(dA);
   if (lane == 0) own->dA += dA;
 }
 
+// What is the same for all threads of a block; kept in shared memory, since registers are short.
+struct BlockPlace {
+  Sequence seq;
+  Interval span;
+  int first_time, first_channel, joint_group, b_group, c_group;
+  int64_t part;  // (sequence, segment) * dim
+};
+
 // dB, dC of a tile between global memory (batch, groups, state, L) and the sums in shared memory.
 template <int K, class F>
-__device__ __forceinline__ void each_sum(const Work& work, const GpuScan& a, const Sequence& seq, int begin, int first, int states, F f) {
+__device__ __forceinline__ void each_sum(const GpuScan& a, const BlockPlace& place, int begin, int first, int states, F f) {
+  const Sequence& seq = place.seq;
   constexpr int kTile = 32 * K;
 #pragma unroll 1
   for (int unit = threadIdx.x; unit < states * kTile; unit += blockDim.x) {
     S2E_MARK(kMarkSums);
     const int state = unit / kTile, p = unit % kTile;
     const int k = begin + p, time = seq.begin + (a.reverse ? seq.length - 1 - k : k);
-    if (k < seq.length) f(((seq.row * a.groups + work.group) * a.state + first + state) * a.length + time, state * 4 * kTile + slot<K>(p));
+    if (k < seq.length) f(((seq.row * a.groups + place.joint_group) * a.state + first + state) * a.length + time, state * 4 * kTile + slot<K>(p));
   }
 }
 
 // Gradients of a channel's inputs over a tile, and what it hands to the tile before.
 template <class T, int K, bool kDescending, bool kGate>
-__device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, const Adjoint* own, const Sequence& seq, int channel, int k,
-                                               bool full, int first_time, int64_t part, float* adjoint) {
+__device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, const Adjoint* own, const BlockPlace& place, int channel,
+                                               int begin, float* adjoint) {
   constexpr int kDirection = kDescending ? -1 : 1;
   const int lane = threadIdx.x % 32;
-  const int n = seq.length;
-  const auto at = [&](const GpuStrided& x) { return walk<T>(x, seq.row, 0, channel, opaque(first_time), kDirection); };
+  const int n = place.seq.length, k = opaque(begin) + lane * K;
+  const bool full = begin + 32 * K <= n;
+  const auto at = [&](const GpuStrided& x) { return walk<T>(x, place.seq.row, 0, opaque(channel), place.first_time, kDirection); };
+  if (kGate) {
+    float z[K], grad[K];
+    load<K, kDescending>(at(a.z), k, n, full, z);
+    load<K, kDescending>(at(a.grad), k, n, full, grad);
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      const float gate = fast_sigmoid(z[i]);
+      l.y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
+    }
+    store<K, kDescending>(at(a.dz), k, n, full, l.y);
+  }
   const float bias = a.bias ? a.bias[channel] : 0.f, skip = a.D ? a.D[channel] : 0.f;
   float u[K], raw[K], dD = 0.f, dbias = 0.f;
   load<K, kDescending>(at(a.u), k, n, full, u);
@@ -134,75 +164,71 @@ __device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, con
   }
   store<K, kDescending>(at(a.ddelta), k, n, full, l.d_dt);
   store<K, kDescending>(at(a.du), k, n, full, l.d_x);
-  if (kGate) {
-    float z[K], grad[K];
-    load<K, kDescending>(at(a.z), k, n, full, z);
-    load<K, kDescending>(at(a.grad), k, n, full, grad);
-#pragma unroll
-    for (int i = 0; i < K; ++i) {
-      const float gate = fast_sigmoid(z[i]);
-      l.y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
-    }
-    store<K, kDescending>(at(a.dz), k, n, full, l.y);
-  }
   dD = warp_total(dD), dbias = warp_total(dbias);
   const int state = static_cast<int>(a.state);
-  float* const sums = a.sums + (part + channel) * (state + 2);
+  float* const sums = a.sums + (place.part + channel) * (state + 2);
   __syncwarp();
   for (int i = lane; i < state; i += 32) {
-    adjoint[(part + channel) * state + i] = own[i].g;
+    adjoint[(place.part + channel) * state + i] = own[i].g;
     sums[i] += own[i].dA;
   }
   if (lane == 0) sums[state] += dD, sums[state + 1] += dbias;
 }
 
-// Grid: (sequence, segment, group). Shared: per state of a tile B, C, the sums of dB and dC; then the
-// channels' states.
+// Grid: (sequence, segment, group). Shared: per state of a tile B, C, the sums of dB and dC; then the channels' states.
 // adjoint: (sequences, segments, dim, state), entering each segment from its end; overwritten.
 template <class T, bool kDescending, bool kGate>
 __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuScan a, float* adjoint, unsigned segments) {
   constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32, kPitch = 4 * kTile;  // B, C, sums of dB, dC
   S2E_DYNAMIC_SHARED(float, shared);
-  const int lane = threadIdx.x % 32, warp = warp_index(), warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
   const int state = static_cast<int>(a.state), block_states = least(state, kStateBlock);
   Adjoint* const own = reinterpret_cast<Adjoint*>(shared + block_states * kPitch) + warp * state;
 
-  const int group_channels = static_cast<int>(a.dim / a.groups);
-  const Work work(blockIdx.x, 1, static_cast<unsigned>(a.groups), segments);
-  const Sequence seq = sequence_of(a, work.sequence);
-  const Interval span(seq.length, kTile, work.segment, segments);
-  const int n = seq.length;
-  const int64_t part = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim;
-  const int first_time = kDescending ? seq.begin + n - 1 : seq.begin;
+  const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
   constexpr int kDirection = kDescending ? -1 : 1;
-  const int b_group = group_of(work.group, a.groups, a.groups_b), c_group = group_of(work.group, a.groups, a.groups_c);
+  __shared__ BlockPlace place;
+  const Work work(blockIdx.x, 1, static_cast<unsigned>(a.groups), segments);
+  if (threadIdx.x == 0) {
+    const Sequence seq = sequence_of(a, work.sequence);
+    place = {seq,
+             interval_of(seq.length, kTile, work.segment, segments),
+             kDescending ? seq.begin + seq.length - 1 : seq.begin,
+             work.group * group_channels,
+             work.group,
+             group_of(work.group, a.groups, a.groups_b),
+             group_of(work.group, a.groups, a.groups_c),
+             (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim};
+  }
+  __syncthreads();
   const int turns = (block_states + warps - 1) / warps;  // states of a warp between two barriers
   const bool one_block = state <= kStateBlock;           // of states: B, C and the sums stay for all channels of a tile
-  const int last_tile = span.end > span.begin ? (span.end - 1) / kTile * kTile : -1;
+  const int last_tile = place.span.end > place.span.begin ? (place.span.end - 1) / kTile * kTile : -1;
 
   // sums: dA, dD and dbias of the segment
   for (int64_t i = threadIdx.x; i < static_cast<int64_t>(group_channels) * (state + 2); i += blockDim.x)
-    a.sums[(part + work.group * group_channels) * (state + 2) + i] = 0.f;
+    a.sums[(place.part + place.first_channel) * (state + 2) + i] = 0.f;
 
-  for (int begin = last_tile; begin >= span.begin; begin -= kTile) {
+  for (int begin = last_tile; begin >= uniform(place.span.begin); begin -= kTile) {
     S2E_MARK(kMarkTile);
-    const bool full = begin + kTile <= n;
-    const int k = begin + lane * K;
     for (int base = 0; base < group_channels; base += warps) {
       S2E_MARK(kMarkChannels);
       const bool active = base + warp < group_channels;
-      const int channel = work.group * group_channels + base + warp;
+      const int channel = place.first_channel + base + warp;
+      const auto of_channel = [&](const GpuStrided& x) { return walk<T>(x, place.seq.row, 0, opaque(channel), place.first_time, kDirection); };
       Lane<K> l;
       if (active) {
+        const int n = place.seq.length, k = opaque(begin) + lane * K;
+        const bool full = begin + kTile <= n;
         const float bias = a.bias ? a.bias[channel] : 0.f, skip = a.D ? a.D[channel] : 0.f;
-        load<K, kDescending>(walk<T>(a.delta, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, l.dt);
-        load<K, kDescending>(walk<T>(a.u, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, l.x);
-        load<K, kDescending>(walk<T>(a.grad, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, l.dy);
+        load<K, kDescending>(of_channel(a.delta), k, n, full, l.dt);
+        load<K, kDescending>(of_channel(a.u), k, n, full, l.x);
+        load<K, kDescending>(of_channel(a.grad), k, n, full, l.dy);
         step_sizes<K>(a, bias, k, n, full, l.dt);
         l.sum_dt = total(l.dt);
         if (kGate) {
           float gate[K];
-          load<K, kDescending>(walk<T>(a.z, seq.row, 0, channel, opaque(first_time), kDirection), k, n, full, gate);
+          load<K, kDescending>(of_channel(a.z), k, n, full, gate);
 #pragma unroll
           for (int i = 0; i < K; ++i) l.dy[i] *= gate[i] * fast_sigmoid(gate[i]);
         }
@@ -212,10 +238,10 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
           l.x[i] *= l.dt[i];
           l.d_dt[i] = l.d_x[i] = 0.f;
         }
-        const float* const saved = a.states + ((seq.first_chunk + begin / kTile) * a.dim + channel) * state;
+        const float* const saved = a.states + ((place.seq.first_chunk + begin / kTile) * a.dim + channel) * state;
         for (int i = lane; i < state; i += 32) {
           S2E_MARK(kMarkSave);
-          own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], saved[i], adjoint[(part + channel) * state + i], 0.f};
+          own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], saved[i], adjoint[(place.part + channel) * state + i], 0.f};
         }
       }
       for (int first = 0; first < state; first += kStateBlock) {
@@ -224,37 +250,36 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
         if (base == 0 || !one_block) {
           S2E_MARK_BRANCH(kMarkBegin);
           __syncthreads();
-          stage<K, kDescending>(a.B, walk<T>(a.B, seq.row, b_group, first, opaque(first_time), kDirection), begin, n, states, shared, kPitch);
-          stage<K, kDescending>(a.C, walk<T>(a.C, seq.row, c_group, first, opaque(first_time), kDirection), begin, n, states, shared + kTile,
+          stage<K, kDescending>(a.B, walk<T>(a.B, place.seq.row, place.b_group, first, place.first_time, kDirection), begin, place.seq.length, states, shared, kPitch);
+          stage<K, kDescending>(a.C, walk<T>(a.C, place.seq.row, place.c_group, first, place.first_time, kDirection), begin, place.seq.length, states, shared + kTile,
                                 kPitch);
-          each_sum<K>(work, a, seq, begin, first, states, [&](int64_t at, int in) {
+          each_sum<K>(a, place, begin, first, states, [&](int64_t at, int in) {
             shared[2 * kTile + in] = base == 0 ? 0.f : a.dB[at];
             shared[3 * kTile + in] = base == 0 ? 0.f : a.dC[at];
           });
         }
         // in each round every warp has states of its own
-        for (int round = 0; round < warps; ++round) {
+        for (int round = 0, mine = warp; round < warps; ++round, mine = mine + 1 < warps ? mine + 1 : 0) {
           S2E_MARK(kMarkRound);
           __syncthreads();
-          const int turn = (round + warp) % warps * turns;
-          if (active) {
+          if (!active) continue;
+          const int end = least((mine + 1) * turns, states);
 #pragma unroll 1
-            for (int s = turn; s < least(turn + turns, states); ++s) {
-              S2E_MARK(kMarkState);
-              state_backward<K, kGate>(l, own + first + s, lane, shared + s * kPitch);
-            }
+          for (int s = mine * turns; s < end; ++s) {
+            S2E_MARK(kMarkState);
+            state_backward<K, kGate>(l, own + first + s, lane, shared + s * kPitch);
           }
         }
         if (base + warps >= group_channels || !one_block) {
           S2E_MARK_BRANCH(kMarkEnd);
           __syncthreads();
-          each_sum<K>(work, a, seq, begin, first, states, [&](int64_t at, int in) {
+          each_sum<K>(a, place, begin, first, states, [&](int64_t at, int in) {
             a.dB[at] = shared[2 * kTile + in];
             a.dC[at] = shared[3 * kTile + in];
           });
         }
       }
-      if (active) finish_channel<T, K, kDescending, kGate>(a, l, own, seq, channel, k, full, first_time, part, adjoint);
+      if (active) finish_channel<T, K, kDescending, kGate>(a, l, own, place, channel, begin, adjoint);
     }
   }
 }

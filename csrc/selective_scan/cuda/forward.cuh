@@ -35,14 +35,14 @@ template <class T, bool kDescending>
 __global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuScan a, const float* entry, unsigned segments) {
   constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32;
   S2E_DYNAMIC_SHARED(float, shared);
-  const int lane = threadIdx.x % 32, warp = warp_index(), warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
   const int state = static_cast<int>(a.state);
   ChannelState* const own = reinterpret_cast<ChannelState*>(shared + least(state, kStateBlock) * 2 * kTile) + warp * state;
 
-  const int group_channels = static_cast<int>(a.dim / a.groups);
+  const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
   const Work work(blockIdx.x, (group_channels + warps - 1) / warps, static_cast<unsigned>(a.groups), segments);
   const Sequence seq = sequence_of(a, work.sequence);
-  const Interval span(seq.length, kTile, work.segment, segments);
+  const Interval span = interval_of(seq.length, kTile, work.segment, segments);
   const int in_group = work.block * warps + warp, channel = work.group * group_channels + in_group;
   const bool active = in_group < group_channels;  // otherwise the warp only helps to stage
   const int n = seq.length, first_time = kDescending ? seq.begin + n - 1 : seq.begin;
@@ -139,15 +139,15 @@ template <class T, int K, bool kDescending, bool kAdjoint>
 __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const GpuScan a, float* part, float* decays, unsigned segments, int tile) {
   constexpr int kTile = 32 * K;
   S2E_DYNAMIC_SHARED(float, shared);
-  const int lane = threadIdx.x % 32, warp = warp_index(), warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
   const int state = static_cast<int>(a.state);
   ChannelState* const own = reinterpret_cast<ChannelState*>(shared + least(state, kStateBlock) * kTile) + warp * state;
 
-  const int group_channels = static_cast<int>(a.dim / a.groups);
+  const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
   const Work work(blockIdx.x, (group_channels + warps - 1) / warps, static_cast<unsigned>(a.groups), segments);
   if (work.segment == (kAdjoint ? 0 : static_cast<int>(segments) - 1)) return;  // the walk's last: nothing follows it
   const Sequence seq = sequence_of(a, work.sequence);
-  const Interval span(seq.length, tile, work.segment, segments);
+  const Interval span = interval_of(seq.length, tile, work.segment, segments);
   const int in_group = work.block * warps + warp, channel = work.group * group_channels + in_group;
   const bool active = in_group < group_channels;
 

@@ -56,23 +56,22 @@ struct Work {
 
 // The group of B or C that serves a joint group.
 __device__ __forceinline__ int group_of(int group, int64_t groups, int64_t own_groups) {
-  return group / static_cast<int>(groups / own_groups);
+  return group / (static_cast<int>(groups) / static_cast<int>(own_groups));
 }
 
-// In a form that the compiler knows to be the same for the lanes of a warp.
-__device__ __forceinline__ int warp_index() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0); }
+// x in a form that the compiler knows to be the same for the lanes of a warp.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
 
 // Positions [begin, end) of a sequence that a segment covers: whole tiles, split evenly.
 struct Interval {
   int begin, end;
-
-  __device__ __forceinline__ Interval(int length, int tile, int segment, int segments) {
-    const int64_t tiles = ceil_div(length, tile);
-    begin = static_cast<int>(tiles * segment / segments) * tile;
-    end = segment + 1 < segments ? static_cast<int>(tiles * (segment + 1) / segments) * tile : length;
-    end = least(end, length);
-  }
 };
+
+__device__ __forceinline__ Interval interval_of(int length, int tile, int segment, int segments) {
+  const int tiles = ceil_div(length, tile), each = tiles / segments, more = tiles % segments;  // the first `more` have one more
+  const int begin = (segment * each + least(segment, more)) * tile;
+  return {begin, least(begin + (each + (segment < more)) * tile, length)};
+}
 
 // One row of memory (a channel, or a state of B or C) seen in walking order: element j is first[j * step].
 template <class T>
