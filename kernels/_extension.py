@@ -16,9 +16,22 @@ def _load() -> str | None:
     return None
 
 
-_REASON = _load()  # once, at import: torch.compile traces the callers of load()
+def _no_cuda() -> str | None:
+    if _REASON or torch.ops.seq2exp_native.cuda_build():
+        return None
+    return "the compiled extension was built without CUDA kernels: there was no nvcc, or it failed"
+
+
+# once, at import: torch.compile traces the callers
+_REASON = _load()
+_NO_CUDA = _no_cuda()
 
 
 def load() -> str | None:
     """None when the compiled extension is loaded, otherwise the reason why it is not. Never compiles."""
     return _REASON
+
+
+def no_cuda() -> str | None:
+    """None when the loaded extension holds the CUDA kernels, otherwise the reason why it does not."""
+    return _NO_CUDA

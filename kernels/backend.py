@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from types import TracebackType
 
@@ -14,9 +15,14 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # The ops that each backend implements. `reference` implements all of them.
 IMPLEMENTED: dict[str, frozenset[str]] = {
     "cpu": frozenset({"selective_scan"}),
-    "triton": frozenset(),
-    "cuda": frozenset(),
+    "triton": frozenset({"selective_scan"}),
+    "cuda": frozenset({"selective_scan"}),
 }
+CAPABILITY = 8  # the oldest GPUs that the CUDA kernels are compiled for: Ampere
+
+# Facts of the process, gathered at import: torch.compile traces the callers.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton kernels run on CPU tensors
 
 _forced: str | None = None  # None: SEQ2EXP_BACKEND, or else "auto"
 
@@ -30,9 +36,12 @@ def backends() -> dict[str, str | None]:
     """
     reasons: dict[str, str | None] = dict.fromkeys(NAMES)
     reasons["cpu"] = _extension.load()
-    for name, kind in (("triton", "Triton"), ("cuda", "CUDA C++")):
-        if not IMPLEMENTED[name]:
-            reasons[name] = f"this version of seq2exp has no {kind} kernels; GPU tensors take the reference backend"
+    no_gpu = None if torch.cuda.is_available() else "torch finds no CUDA device"
+    if not _HAS_TRITON:
+        reasons["triton"] = "the package triton is not installed"
+    elif not _INTERPRETED:
+        reasons["triton"] = no_gpu
+    reasons["cuda"] = _extension.load() or _extension.no_cuda() or no_gpu
     return reasons
 
 
@@ -83,19 +92,37 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """
     choice = current_backend()
     if choice == "auto":
-        native = device.type == "cpu" and dtype != torch.float64 and op in IMPLEMENTED["cpu"] and not _extension.load()
-        return "cpu" if native else "reference"
+        return _fastest(op, device, dtype)
     _require_usable(choice)
     if choice == "reference":
         return choice
     if op not in IMPLEMENTED[choice]:
         raise RuntimeError(f"{op} has no {choice} kernel in this version: use set_backend('auto') or 'reference'")
-    wanted = "cpu" if choice == "cpu" else "cuda"
+    wanted = "cpu" if choice == "cpu" or (choice == "triton" and _INTERPRETED) else "cuda"
     if device.type != wanted:
         raise RuntimeError(f"backend {choice} works on {wanted} tensors, {op} was given {device.type} tensors")
     if dtype == torch.float64:
         raise TypeError(f"backend {choice} takes float32, bfloat16 and float16, {op} was given float64")
+    if choice == "cuda" and not _capable(device):
+        raise RuntimeError(f"backend cuda needs a GPU of compute capability {CAPABILITY}.0, this is an older one")
     return choice
+
+
+def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    if dtype == torch.float64:
+        return "reference"
+    if device.type == "cpu":
+        return "cpu" if op in IMPLEMENTED["cpu"] and not _extension.load() else "reference"
+    if device.type == "cuda":
+        if op in IMPLEMENTED["cuda"] and not (_extension.load() or _extension.no_cuda()) and _capable(device):
+            return "cuda"
+        if op in IMPLEMENTED["triton"] and _HAS_TRITON:
+            return "triton"
+    return "reference"
+
+
+def _capable(device: torch.device) -> bool:
+    return torch.cuda.get_device_properties(device).major >= CAPABILITY
 
 
 def _require_usable(name: str) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from seq2exp.kernels import backend as backends
-from seq2exp.kernels.selective_scan import chunked, native
 
-# The torch path serves as the `reference` backend; `reference.py` is the oracle that tests hold both against.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": chunked, "cpu": native}
+# The torch path serves as the `reference` backend; `reference.py` is the oracle that tests hold all against.
+_MODULES = {"reference": "chunked", "cpu": "native", "triton": "triton", "cuda": "cuda"}
+_LONGEST = 2**31 - 1025  # positions are int in the kernels, offsets into memory are not
 _STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
     "bool delta_softplus, bool reverse, Tensor? cu_seqlens, str backend"
 )
+
+
+def _implementation(backend: str) -> ModuleType:
+    """Imported when first used: `import seq2exp` needs no Triton."""
+    return importlib.import_module(f"seq2exp.kernels.selective_scan.{_MODULES[backend]}")
 
 
 @torch.library.custom_op(
@@ -28,7 +34,7 @@ def _forward(
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     _check_offsets(cu_seqlens, u.shape[2])
-    return _IMPLEMENTATIONS[backend].forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
+    return _implementation(backend).forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
 
 
 @_forward.register_fake
@@ -36,7 +42,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens, 
     batch, dim, length = u.shape
     n_sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     state_dtype = torch.promote_types(u.dtype, torch.float32)
-    shape = _IMPLEMENTATIONS[backend].states_shape(batch, dim, A.shape[1], length, n_sequences)
+    shape = _implementation(backend).states_shape(batch, dim, A.shape[1], length, n_sequences)
     last = u.new_empty(batch if n_sequences is None else n_sequences, dim, A.shape[1], dtype=state_dtype)
     return torch.empty_like(u), last, u.new_empty(shape, dtype=state_dtype)
 
@@ -50,7 +56,7 @@ def _backward(
     states: Tensor,
 ) -> list[Tensor]:  # fmt: skip
     """du, ddelta, dA, dB, dC, then dD, dz, ddelta_bias of those that are present."""
-    du, ddelta, dA, dB, dC, *optional = _IMPLEMENTATIONS[backend].backward(
+    du, ddelta, dA, dB, dC, *optional = _implementation(backend).backward(
         grad_out, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens, states
     )
     return [du, ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype)] + [
@@ -164,6 +170,8 @@ def _check(
     if u.dim() != 3:
         raise ValueError(f"selective_scan: u must be (batch, dim, L), got {tuple(u.shape)}")
     batch, dim, length = u.shape
+    if length > _LONGEST:
+        raise ValueError(f"selective_scan: L is {length}; it must be at most {_LONGEST}")
     for name, x in (("delta", delta), ("z", z)):
         if x is not None and x.shape != u.shape:
             raise ValueError(

@@ -2,10 +2,6 @@
 // only what would otherwise read out of bounds.
 #include "selective_scan/cpu/scan.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -19,13 +15,10 @@
 #include <vector>
 
 #include "common/cpu.h"
+#include "selective_scan/tensors.h"
 
 namespace seq2exp {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 constexpr int64_t PARTIAL_BYTES = 4 << 20;  // bound on the partial sums of dB and dC: they should stay in the cache
 
@@ -51,23 +44,14 @@ Storage storage(const Tensor& x, const char* name) {
 
 // u, delta, z, out and their gradients: (batch, dim, L).
 Strided channels(const Tensor& x, const ScanArgs& a, const char* name) {
-  STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == a.batch && x.size(1) == a.dim && x.size(2) == a.length, "selective_scan: ", name,
-                  " must be (batch, dim, L)");
+  check_channels(x, a, name);
   return {x.data_ptr(), storage(x, name), x.stride(0), 0, x.stride(1), x.stride(2)};
 }
 
 // B, C and their gradients: (batch, groups, state, L).
 Strided grouped(const Tensor& x, const ScanArgs& a, const char* name) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == a.batch && x.size(1) > 0 && a.dim % x.size(1) == 0 && x.size(2) == a.state &&
-                      x.size(3) == a.length,
-                  "selective_scan: ", name, " must be (batch, groups, state, L)");
+  check_grouped(x, a, name);
   return {x.data_ptr(), storage(x, name), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-}
-
-Tensor dense_floats(const Tensor& x, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.numel() == numel, "selective_scan: ", name, " must be float32 with ", numel,
-                  " elements");
-  return torch::stable::contiguous(x);
 }
 
 struct AlignedDelete {
@@ -123,8 +107,7 @@ struct Problem {
   void set_starts(const Optional& cu_seqlens) {
     starts = {0, a.length};
     if (cu_seqlens) {
-      STD_TORCH_CHECK(a.batch == 1 && cu_seqlens->dim() == 1 && cu_seqlens->size(0) > 1 && cu_seqlens->scalar_type() == ScalarType::Long,
-                      "selective_scan: cu_seqlens must be int64 (sequences + 1,), with batch 1");
+      check_offsets(*cu_seqlens, a.batch);
       const Tensor offsets = torch::stable::contiguous(*cu_seqlens);
       const auto* p = static_cast<const int64_t*>(offsets.data_ptr());
       starts.assign(p, p + offsets.numel());
