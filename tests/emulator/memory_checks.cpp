@@ -1,6 +1,8 @@
 // See memory_checks.h.
 #define SEQ2EXP_CHECK_MEMORY
+#include <array>
 #include <cstdio>
+#include <unordered_map>
 
 #include "cuda_emulator.h"
 
@@ -30,11 +32,15 @@ struct Grain {
   Access reads[4];  // the latest, and the latest before it of: the same warp, the same block, another block
 };
 
+constexpr int PAGE = 128;  // grains
+
 struct Buffer {
   std::string name;
   uintptr_t begin, end;
   bool shared;  // each block has its own
-  std::vector<Grain> grains;
+  std::unordered_map<uintptr_t, std::array<Grain, PAGE>> pages;  // those touched
+
+  Grain& grain(uintptr_t i) { return pages[i / PAGE][i % PAGE]; }
 };
 
 std::vector<Buffer> buffers;   // of the launches to come
@@ -76,9 +82,8 @@ void remember_read(Grain& grain, const Access& now) {
 void touch(Buffer& buffer, uintptr_t address, size_t bytes, bool writes) {
   const int warp = block.current / WARP;
   const Access now{runs, intervals, warp_intervals[warp], operations[warp], block.current};
-  if (buffer.grains.empty()) buffer.grains.resize((buffer.end - buffer.begin) / GRAIN + 1);
   for (size_t i = (address - buffer.begin) / GRAIN; i <= (address + bytes - 1 - buffer.begin) / GRAIN; ++i) {
-    Grain& grain = buffer.grains[i];
+    Grain& grain = buffer.grain(i);
     const auto place = [&] { return buffer.name + " + " + std::to_string(i * GRAIN); };
     if (!ordered(grain.write, now, buffer.shared, false))
       return fault((writes ? "writes " : "reads ") + place() + ", which thread " + std::to_string(grain.write.thread) +
@@ -129,10 +134,8 @@ void begin_launch(const void* arguments, size_t bytes) {
 
 void begin_block(const char* shared, size_t bytes) {
   ++runs;
-  const auto begin = reinterpret_cast<uintptr_t>(shared);
-  if (shared_memory.end - shared_memory.begin != bytes) shared_memory.grains.clear();
-  shared_memory.begin = begin;
-  shared_memory.end = begin + bytes;
+  shared_memory.begin = reinterpret_cast<uintptr_t>(shared);
+  shared_memory.end = shared_memory.begin + bytes;
   block_barrier();
 }
 

@@ -20,33 +20,33 @@ SOURCES = ROOT / "csrc"
 CACHE = ROOT / "build" / "emulator"
 FLAGS = (
     "-x c++ -O2 -std=c++17 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-sign-compare -fno-gnu-unique "
-    f"-DSEQ2EXP_EMULATOR -I{EMULATOR} -I{SOURCES}"
+    f"-DSEQ2EXP_EMULATOR -I{EMULATOR}"
 ).split()
-
-
 CHECKED = ["-g1", "-gdwarf-4", "-fsanitize=thread", "-DSEQ2EXP_CHECK_MEMORY"]  # its calls go to memory_checks.cpp
 
 
-def library(*sources: Path, checked: bool = False) -> ctypes.CDLL:
-    """The shared library of some .cpp and .cu files, compiled again only when a source, a header or a flag has changed.
+def library(*files: Path, sources: Path = SOURCES, defines: tuple[str, ...] = (), checked: bool = False) -> ctypes.CDLL:
+    """The shared library of some .cpp and .cu files, compiled again only when a file, a header or a flag has changed.
 
-    checked: kernels' accesses to memory are watched, see tests/emulator/memory_checks.h.
-    Skips the test without a C++ compiler; sources that do not compile, or only with warnings, fail it.
+    sources: folder of the headers. defines: NAME=value, of the preprocessor. checked: watches the kernels' memory, see
+    tests/emulator/memory_checks.h.
+    Skips the test without a C++ compiler; files that do not compile, or only with warnings, fail it.
     """
     compiler = (os.environ.get("CXX") or "g++").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler ({compiler[0]})")
-    flags = {source: CHECKED if checked else [] for source in sources}
+    flags = {file: CHECKED if checked else [] for file in files}
     if checked:
         flags[EMULATOR / "memory_checks.cpp"] = []
-    files = [*flags, *(p for folder in (EMULATOR, SOURCES) for p in sorted(folder.rglob("*.*h")))]
-    content = b"|".join([" ".join([*compiler, *FLAGS, str(checked)]).encode(), *(p.read_bytes() for p in files)])
-    output = CACHE / f"{sources[0].stem}-{hashlib.sha256(content).hexdigest()[:20]}.so"
+    common = [*compiler, *FLAGS, f"-I{sources}", *(f"-D{define}" for define in defines)]
+    read = [*flags, *(p for folder in (EMULATOR, sources) for p in sorted(folder.rglob("*.*h")))]
+    content = b"|".join([" ".join([*common, str(checked)]).encode(), *(p.read_bytes() for p in read)])
+    output = CACHE / f"{files[0].stem}-{hashlib.sha256(content).hexdigest()[:20]}.so"
     if not output.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            for source, more in flags.items():
-                _run([*compiler, *FLAGS, *more, "-c", str(source), "-o", f"{folder}/{source.name}.o"])
+            for file, more in flags.items():
+                _run([*common, *more, "-c", str(file), "-o", f"{folder}/{file.name}.o"])
             _run([*compiler, "-shared", *map(str, Path(folder).glob("*.o")), "-o", f"{folder}/library.so"])
             Path(folder, "library.so").replace(output)
     return ctypes.CDLL(str(output))

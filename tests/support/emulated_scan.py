@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from ctypes import POINTER, c_bool, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_int64, c_void_p
+from pathlib import Path
 
 import torch
 from emulated_cuda import EMULATOR, SOURCES, add_buffer, entry, library
@@ -16,7 +17,7 @@ from torch import Tensor
 
 GUARD = 4096  # bytes on either side of an output
 POISON = 0xFF  # as bytes of any float: NaN
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SCALARS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 class Strided(ctypes.Structure):
@@ -64,10 +65,6 @@ class Outputs:
         strides = torch.empty_like(x, device="meta").stride()
         return self.empty((x.numel(),), x.dtype).as_strided(x.shape, strides)
 
-    def addresses(self) -> list[tuple[int, int]]:
-        """Address and bytes of each."""
-        return [(block.data_ptr() + GUARD, block.guarded) for block in self._blocks]
-
     def check(self) -> None:
         for block in self._blocks:
             around = torch.cat([block[:GUARD], block[GUARD + block.guarded :]])
@@ -80,22 +77,24 @@ def _pointer(x: Tensor | None) -> int | None:
 
 
 class EmulatedScan:
-    """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py.
+    """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py, for one dtype.
 
-    checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower.
+    checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower. sources: csrc or a copy.
     """
 
-    def __init__(self, checked: bool = False) -> None:
-        self._checked = checked
-        kernels = SOURCES / "selective_scan" / "cuda"
+    def __init__(self, dtype: torch.dtype, checked: bool = False, sources: Path = SOURCES) -> None:
+        self._dtype, self._checked = dtype, checked
+        kernels = sources / "selective_scan" / "cuda"
         self._library = library(
             EMULATOR / "selective_scan.cpp",
             kernels / "segments.cpp",
-            *sorted(kernels.glob("scan_*.cu")),
+            kernels / f"scan_{str(dtype).removeprefix('torch.')}.cu",
+            sources=sources,
+            defines=(f"SCALAR={SCALARS[dtype]}",),
             checked=checked,
         )
-        self._forward = entry(self._library, "scan_forward", POINTER(Scan), c_int)
-        self._backward = entry(self._library, "scan_backward", POINTER(Scan), c_int)
+        self._forward = entry(self._library, "scan_forward", POINTER(Scan))
+        self._backward = entry(self._library, "scan_backward", POINTER(Scan))
         assert self._count("bytes") == ctypes.sizeof(Scan)
 
     def set_order(self, order: int) -> None:
@@ -126,8 +125,10 @@ class EmulatedScan:
         workspace = outputs.empty((self._count("forward_workspace", scan),))
         scan.out, scan.last_state, scan.workspace = Strided.of(out), last.data_ptr(), workspace.data_ptr()
         scan.states = states.data_ptr() if save_states else None
-        inputs = (u, delta, A, B, C, D, z, delta_bias, cu_seqlens)
-        self._run(self._forward, scan, u.dtype, inputs, outputs)
+        self._run(
+            self._forward, scan, outputs, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=delta_bias,
+            cu_seqlens=cu_seqlens, out=out, last_state=last, states=states, workspace=workspace,
+        )  # fmt: skip
         return out, last, states
 
     def backward(
@@ -144,27 +145,25 @@ class EmulatedScan:
         scan.grad, scan.du, scan.ddelta, scan.dz = map(Strided.of, (grad_out, du, ddelta, dz))
         scan.dB, scan.dC, scan.sums, scan.workspace = (x.data_ptr() for x in (dB, dC, sums, workspace))
         scan.states = states.data_ptr()
-        inputs = (grad_out, u, delta, A, B, C, D, z, delta_bias, cu_seqlens, states)
-        self._run(self._backward, scan, u.dtype, inputs, outputs)
+        self._run(
+            self._backward, scan, outputs, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, bias=delta_bias,
+            cu_seqlens=cu_seqlens, grad=grad_out, states=states, du=du, ddelta=ddelta, dz=dz, dB=dB, dC=dC, sums=sums,
+            workspace=workspace,
+        )  # fmt: skip
         dB, dC = (wide.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype) for wide, x in ((dB, B), (dC, C)))
         dA, dD, dbias = sums.sum((0, 1)).split((scan.state, 1, 1), dim=1)
         dD, dbias = None if D is None else dD[:, 0], None if delta_bias is None else dbias[:, 0]
         return du, ddelta, dA.contiguous(), dB, dC, dD, dz, dbias
 
-    def _run(
-        self, function: Callable[..., None], scan: Scan, dtype: torch.dtype, inputs: tuple[Tensor | None, ...],
-        outputs: Outputs,
-    ) -> None:  # fmt: skip
+    def _run(self, function: Callable[..., None], scan: Scan, outputs: Outputs, **used: Tensor | None) -> None:
+        assert used["u"].dtype == self._dtype
         if self._checked:
-            for i, x in enumerate(inputs):
-                if x is not None:
+            for name, x in used.items():
+                if x is not None and x.numel():
                     extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-                    name = f"input {i} {tuple(x.shape)}"
                     add_buffer(self._library, name, x.data_ptr(), extent * x.itemsize)
-            for i, (address, size) in enumerate(outputs.addresses()):
-                add_buffer(self._library, f"output {i}", address, size)
         try:
-            function(scan, DTYPES[dtype])
+            function(scan)
         finally:
             if self._checked:
                 self._library.checks_forget_buffers()
