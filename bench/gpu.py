@@ -243,7 +243,7 @@ def finish(run: Run, result: dict) -> int:
     """Prints the table, writes the JSON, here and into $OUT."""
     gpu = result["facts"]["gpu"]
     ours, other = (OURS, "mamba") if gpu else (REHEARSED, "reference")
-    chip = report.Chip.of(gpu, result["copy_gb_per_s"]) if gpu and result["copy_gb_per_s"] else None
+    chip = report.Chip.of(gpu, result["copy_gb_per_s"]) if gpu else None
     result["targets"] = [line for name in ours for line in report.targets(result["cases"], chip, name)]
     result["steps"], result["seconds"] = run.steps, round(run.seconds())
     path = RESULTS / f"{report.slug(gpu['name'])}.json" if gpu else ROOT / "build" / "gpu-rehearsal.json"

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,36 +24,46 @@ class Outcome:
 
 
 class Job:
-    """A command that starts at once, in its own process group, with stdout and stderr in `log`."""
+    """A command that starts at once, in its own process group, with stdout and stderr in `log`.
+
+    When its limit is over it is killed, with what it started, whether or not anybody waits.
+    """
 
     def __init__(self, command: Sequence[object], limit: float, log: Path, environment: Mapping[str, str]) -> None:
-        self.limit, self.log = limit, log
+        self.log = log
         self._start = time.monotonic()
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env=dict(environment), start_new_session=True,
             )  # fmt: skip
+        self._outcome: Outcome | None = None
+        self._watch = threading.Thread(target=self._watched, args=(limit,), daemon=True)
+        self._watch.start()
 
     def wait(self) -> Outcome:
-        """Until the command ends or its limit is over; then it is killed with its children."""
-        try:
-            code = self._process.wait(max(0.0, self._start + self.limit - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return Outcome("timeout", self._seconds(), f"stopped after {self.limit:.0f} s")
-        self.kill()  # what it may have left running
-        if code == 0:
-            return Outcome("ok", self._seconds())
-        return Outcome("failed", self._seconds(), f"exit code {code}: {last_line(self.log)}")
+        self._watch.join()
+        assert self._outcome
+        return self._outcome
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._start
+    def _watched(self, limit: float) -> None:
+        try:
+            code = self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        seconds = time.monotonic() - self._start
+        self.kill()
+        self._process.wait()
+        if code is None:
+            self._outcome = Outcome("timeout", seconds, f"stopped after {limit:.0f} s")
+        elif code:
+            self._outcome = Outcome("failed", seconds, f"exit code {code}: {last_line(self.log)}")
+        else:
+            self._outcome = Outcome("ok", seconds)
 
 
 def last_line(log: Path) -> str:

@@ -116,7 +116,7 @@ def input_sets(load: Workload) -> list[Inputs]:
 def alternate(calls: dict[str, list[Callable[[], object]]], seconds: float) -> dict[str, list[float]]:
     """Milliseconds of every call. Who takes part takes turns; each for about `seconds`, 2 to 30 times."""
     wanted = {
-        name: min(30, max(2, int(1e3 * seconds / milliseconds(sets[0])))) for name, sets in calls.items()
+        name: min(30, max(2, int(1e3 * seconds / max(1e-3, milliseconds(sets[0]))))) for name, sets in calls.items()
     }  # the first call of this loop is one more warm-up
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(max(wanted.values(), default=0)):

@@ -22,15 +22,23 @@ class Chip:
     bandwidth: float
 
     @classmethod
-    def of(cls, gpu: dict[str, Any], bandwidth: float) -> Chip:
-        """From gpu_facts.gpu() and a measured copy."""
-        clock = float(str(gpu["clocks.max.sm"]).split()[0]) / 1e3
-        return cls(gpu["multiprocessors"], clock, 64 if gpu["capability"] == "80" else 128, bandwidth)
+    def of(cls, gpu: dict[str, Any], bandwidth: float | None) -> Chip | None:
+        """From gpu_facts.gpu() and a measured copy; what was not read comes from the data sheet of a known chip."""
+        known = next((chip for name, chip in CHIPS.items() if name in gpu["name"]), None)
+        clock = re.match(r"(\d+) MHz", gpu["clocks.max.sm"] or "")
+        if known is None and not (clock and bandwidth):
+            return None
+        lanes = 64 if gpu["capability"] == "80" else 128
+        return cls(
+            gpu["multiprocessors"], float(clock[1]) / 1e3 if clock else known.clock, lanes, bandwidth or known.bandwidth
+        )
 
 
-A100 = Chip(108, 1.41, 64, 2_039)
-H100 = Chip(132, 1.98, 128, 3_350)
-H200 = Chip(132, 1.98, 128, 4_800)
+CHIPS = {
+    "A100": Chip(108, 1.41, 64, 2_039),
+    "H100": Chip(132, 1.98, 128, 3_350),
+    "H200": Chip(132, 1.98, 128, 4_800),
+}
 
 
 def floor_ms(chip: Chip, direction: str, elements: int, traffic: int) -> float:

@@ -1,0 +1,228 @@
+"""`make gpu` where there is no GPU: its measuring code on tiny tensors, what a bare Python imports, its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import gpu_report as report
+import pytest
+from gpu_build import extension, make_tree
+from gpu_jobs import Job, append, read
+
+from seq2exp.kernels import _extension
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "bench"
+# torch and what torch imports; no pydantic, rich, typer, zarr, safetensors
+BARE = (
+    "torch", "torchgen", "functorch", "triton", "numpy", "numpy.libs", "typing_extensions.py", "sympy", "mpmath",
+    "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "setuptools",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The importable tree with the extension of this installation, if there is one."""
+    folder = make_tree(tmp_path_factory.mktemp("gpu") / "tree")
+    if _extension.load() is None:
+        extension(folder).symlink_to(str(files("seq2exp") / "_C.so"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tree, tmp_path_factory) -> dict[str, str]:
+    """Environment of a Python (run with -S) that finds torch, triton and numpy, the tree, and nothing else."""
+    packages = tmp_path_factory.mktemp("bare")
+    torch = find_spec("torch")
+    assert torch and torch.origin
+    site = Path(torch.origin).parents[1]
+    for name in BARE:
+        if (site / name).exists():
+            (packages / name).symlink_to(site / name)
+    paths = (tree, BENCH, ROOT / "tests" / "support", packages)
+    return {
+        "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONSAFEPATH": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def python(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-S", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_measuring_and_tuning_on_a_bare_python(bare, tmp_path):
+    """One process for both steps, as starting torch takes longer than they do."""
+    if _extension.load():
+        pytest.skip(_extension.load())
+    gate, journal = tmp_path / "gate.json", tmp_path / "measure.jsonl"
+    gate.write_text(json.dumps({"cpu": {"forward": None, "backward": "2 of 3 backward tests failed"}}))
+    program = f"""
+import importlib.util, json, sys
+from pathlib import Path
+import gpu_measure, gpu_tune, gpu_facts, seq2exp
+assert Path(seq2exp.__file__).parent.parent.name == "tree", seq2exp.__file__
+assert not any(importlib.util.find_spec(name) for name in ("pydantic", "rich", "zarr", "safetensors"))
+gate = json.loads(Path({str(gate)!r}).read_text())
+gpu_measure.run(Path({str(journal)!r}), gate, 60, gpu_measure.load_peers(Path("/nowhere")))
+gpu_tune.main(Path({str(journal)!r}), gate, float("inf"))
+print(json.dumps(gpu_facts.facts()))
+"""
+    done = python(bare, "-c", program)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["gpu"] is None and facts["torch"] and facts["cores"] >= 1
+    records = read(journal)
+    cases = [r for r in records if "figures" in r]
+    assert len(cases) == 8 and any("copy_gb_per_s" in r for r in records)
+    for case in cases:
+        ours, other = case["figures"]["cpu"], case["figures"]["reference"]
+        assert other["ms"] > 0 and other["gb_per_s"] >= 0 and 0 < other["error_rms"] <= 1e-2
+        if case["load"]["direction"] == "backward":
+            assert ours == {"withheld": "2 of 3 backward tests failed"}
+        else:
+            assert ours["ms_min"] <= ours["ms"] <= ours["ms_max"] and ours["calls"] >= 2
+    tuned = [r for r in records if "point" in r]
+    assert {r["point"] for r in tuned} > {"default", "portable"} and all("ms" in r for r in tuned)
+    assert [r["case"] for r in records if r.get("withheld")] == ["backward_b2_l500_d8_n4_bfloat16"]
+
+
+def test_gpu_tests_are_collected_and_skipped_by_name(tree, tmp_path):
+    journal = tmp_path / "tests.jsonl"
+    paths = (tree, BENCH, ROOT / "tests" / "support")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONSAFEPATH": "1", "GPU_TEST_JOURNAL": str(journal),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_plugin", "-p", "no:cacheprovider", "-m", "gpu"]
+    tests = ROOT / "tests" / "kernels" / "test_selective_scan_gpu.py"
+    done = subprocess.run([*command, str(tests)], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    records = read(journal)
+    found = report.summary(records)
+    assert set(found["skips"]) == {"no CUDA device"} and found["skipped"] > 200 and found["never_ended"] == 0
+    gate = report.gate(records, ("cuda", "triton"))
+    assert gate["cuda"]["forward"] == gate["triton"]["backward"].replace("backward", "forward")
+    assert gate["cuda"]["forward"] == "no forward test ran: no CUDA device"
+
+
+def outcome(name: str, result: str, reason: str = "") -> dict:
+    return {"test": f"t.py::{name}", "outcome": result, "reason": reason, "seconds": 0.1}
+
+
+def test_gate_follows_the_tests():
+    records = [
+        outcome("test_forward[cuda-1]", "passed"), outcome("test_backward[cuda-1]", "failed", "off"),
+        outcome("test_opcheck[cuda]", "failed"), outcome("test_forward[triton-1]", "failed", "off"),
+        outcome("test_backward[triton-1]", "passed"), outcome("test_forward[cpu-1]", "passed"),
+        outcome("test_backward[cpu-1]", "passed"), outcome("test_backward[cpu-2]", "skipped", "memory"),
+    ]  # fmt: skip
+    gate = report.gate(records, ("cuda", "triton", "cpu"))
+    assert gate["cuda"] == {"forward": None, "backward": "1 of 1 backward tests failed"}
+    assert gate["triton"] == dict.fromkeys(("forward", "backward"), "1 of 1 forward tests failed")
+    assert gate["cpu"] == {"forward": None, "backward": None}
+    hung = [{"collected": ["t.py::test_forward[cpu-9]"]}, *records]
+    assert report.gate(hung, ("cpu",))["cpu"]["forward"] == "1 of 2 forward tests failed"
+    assert report.summary(hung)["first_that_never_ended"] == ["t.py::test_forward[cpu-9]"]
+
+
+@pytest.mark.parametrize("chip,forward,backward", [("A100", 5.4, 16), ("H200", 3.1, 5.1)])
+def test_floors_are_those_of_the_design(chip, forward, backward):
+    """Both directions of a layer at batch 8, L = 200,000: milliseconds."""
+    elements = 8 * 200_000 * 256 * 16
+    assert 2 * report.floor_ms(report.CHIPS[chip], "forward", elements, 0) == pytest.approx(forward, rel=0.02)
+    assert 2 * report.floor_ms(report.CHIPS[chip], "backward", elements, 0) == pytest.approx(backward, rel=0.1)
+    assert report.floor_ms(report.CHIPS[chip], "forward", 1, 10**12) == 1e12 / report.CHIPS[chip].bandwidth / 1e6
+
+
+GPU = {"name": "NVIDIA H200", "capability": "90", "multiprocessors": 132, "clocks.max.sm": "1980 MHz"}
+
+
+def test_chip_of_a_machine():
+    assert report.Chip.of(GPU, 4_300.0) == report.Chip(132, 1.98, 128, 4_300.0)
+    assert report.Chip.of(GPU | {"clocks.max.sm": None}, None) == report.CHIPS["H200"]
+    assert report.Chip.of(GPU | {"name": "other", "clocks.max.sm": "[N/A]"}, 1.0) is None
+
+
+def case(direction: str, batch: int, length: int, **ms: float) -> dict:
+    from workload import Workload
+
+    load = Workload(direction, batch, length, dtype="bfloat16")
+    figures = {name: {"ms": value, "gb_per_s": 1.0, "peak_mb": 8_000.0} for name, value in ms.items()}
+    return {
+        "case": load.name, "load": vars(load), "elements": load.elements, "bytes": load.bytes, "figures": figures,
+    }  # fmt: skip
+
+
+def test_targets_and_table():
+    cases = [
+        case("forward", 8, 200_000, cuda=3.0, mamba=9.0), case("forward", 1, 200_000, cuda=1.0),
+        case("backward", 8, 200_000, cuda=12.0, mamba=18.0, triton=20.0),
+        case("forward", 8, 200_704, mamba=6.0),
+    ]  # fmt: skip
+    cases[3]["figures"]["cuda"] = {"error": "AssertionError: off"}
+    targets = {t["what"]: t for t in report.targets(cases, report.CHIPS["H200"], "cuda")}
+    assert [targets[w]["met"] for w in (
+        "forward, times as fast as mamba-ssm, L 200,704", "forward, times as fast as mamba-ssm, L 200,000",
+        "backward, times as fast as mamba-ssm, L 200,000", "forward, times the floor (stretch 1.6)",
+        "backward, times the floor (stretch 3)", "forward, throughput a base of batch 1 over batch 8",
+        "backward, GB beside the gradients",
+    )] == [None, True, False, True, False, False, False]  # fmt: skip
+    assert targets["forward, throughput a base of batch 1 over batch 8"]["figure"] == 0.375
+    assert targets["forward, times the floor (stretch 1.6)"]["figure"] == pytest.approx(3.0 / 1.567, rel=0.01)
+    lines = report.case_lines(cases, report.CHIPS["H200"], ("cuda", "triton"), "mamba")
+    assert "3.000" in lines[1] and "3.00" in lines[1] and len(lines) == 6
+    assert lines[-1] == "no figure for cuda: AssertionError: off (1 cases, first forward_b8_l200704_bf16)"
+
+
+def test_verdict_of_the_sanitizer():
+    assert report.verdict("========= ERROR SUMMARY: 0 errors\n", "ok") == "passed"
+    races = (
+        "========= COMPUTE-SANITIZER\n========= Error: Race reported\n========= RACECHECK SUMMARY: 2 hazards displayed"
+    )
+    assert report.verdict(races, "ok") == "failed: 2 found, first Error: Race reported"
+    assert report.verdict("========= Device not supported\n", "failed") == "skipped: failed, Device not supported"
+
+
+def test_clocks_and_slug():
+    assert report.clocks("1980, 500.5, 60\nbroken\n1700, 300.0, 50\n")["sm_mhz"] == [1700.0, 1840.0, 1980.0]
+    assert report.slug("NVIDIA A100-SXM4-80GB") == "a100-sxm4-80gb"
+
+
+def test_a_crash_withholds_the_case_and_then_the_implementation(tmp_path):
+    from gpu_measure import crashes, withheld
+    from workload import Workload
+
+    journal = tmp_path / "j"
+    first, second, third = (Workload("forward", 1, n) for n in (1, 2, 3))
+    for record in (
+        {"start": 1}, {"case": first.name, "running": "cuda"}, {"start": 1}, {"case": second.name, "running": "cuda"},
+        {"start": 1}, {"case": third.name, "running": "all"}, {"case": third.name, "figures": {}}, {"start": 1},
+    ):  # fmt: skip
+        append(journal, record)
+    with journal.open("a") as file:
+        file.write('{"case": "cut o')
+    found = crashes(read(journal))
+    assert withheld("triton", first, {}, "", found) is None
+    assert withheld("cuda", first, {}, "", found) == "the process ended while this was measured"
+    assert withheld("cuda", third, {}, "", found) == "the process ended in earlier cases while this ran"
+
+
+def test_a_job_that_hangs_is_stopped_with_its_children(tmp_path):
+    log = tmp_path / "log"
+    start = time.monotonic()
+    job = Job(["bash", "-c", "sleep 60 & echo $!; sleep 60"], 0.5, log, os.environ)
+    assert job.wait().status == "timeout" and time.monotonic() - start < 10
+    child = int(log.read_text())
+    time.sleep(0.2)
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    failed = Job(["bash", "-c", "echo bad luck; exit 3"], 10, log, os.environ).wait()
+    assert failed.status == "failed" and failed.note == "exit code 3: bad luck"
