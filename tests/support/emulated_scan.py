@@ -1,4 +1,4 @@
-"""The CUDA scan on the CPU, under the emulator: an implementation like `native.py`, for CPU tensors.
+"""The CUDA scan on the CPU, under the emulator: kernels/selective_scan/cuda.py for CPU tensors.
 
 Every output and workspace starts as NaN, between guard bytes that are checked after each call.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from emulated_cuda import EMULATOR, SOURCES, add_buffer, entry, library
 from torch import Tensor
+
+from seq2exp.kernels.selective_scan import cuda
 
 GUARD = 4096  # bytes on either side of an output
 POISON = 0xFF  # as bytes of any float: NaN
@@ -77,10 +79,13 @@ def _pointer(x: Tensor | None) -> int | None:
 
 
 class EmulatedScan:
-    """`forward`, `backward`, `states_shape` and `chunk_length` as in kernels/selective_scan/native.py, for one dtype.
+    """`forward`, `backward`, `states_shape` and `chunk_length` of kernels/selective_scan/cuda.py, for one dtype.
 
     checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower. sources: csrc or a copy.
     """
+
+    states_shape = staticmethod(cuda.states_shape)
+    chunk_length = staticmethod(cuda.chunk_length)
 
     def __init__(self, dtype: torch.dtype, checked: bool = False, sources: Path = SOURCES) -> None:
         self._dtype, self._checked = dtype, checked
@@ -95,7 +100,7 @@ class EmulatedScan:
         )
         self._forward = entry(self._library, "scan_forward", POINTER(Scan))
         self._backward = entry(self._library, "scan_backward", POINTER(Scan))
-        assert self._count("bytes") == ctypes.sizeof(Scan)
+        assert self._count("bytes") == ctypes.sizeof(Scan) and self._count("chunk") == cuda.CHUNK
 
     def set_order(self, order: int) -> None:
         """0: blocks, warps and lanes run forward; 1: in reverse; above: in random orders from this seed."""
@@ -105,14 +110,6 @@ class EmulatedScan:
         """Parts of L that the forward and the backward run side by side."""
         scan = self._scan(*arguments)
         return self._count("forward_segments", scan), self._count("backward_segments", scan)
-
-    def chunk_length(self, length: int) -> int:
-        return self._count("chunk")
-
-    def states_shape(self, batch: int, dim: int, state: int, length: int, n_sequences: int | None) -> list[int]:
-        offsets = None if n_sequences is None else 1  # only whether there are any
-        scan = Scan(batch=batch, length=length, cu_seqlens=offsets, sequences=n_sequences or batch)
-        return [self._count("chunks", scan), dim, state]
 
     def forward(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
@@ -150,10 +147,11 @@ class EmulatedScan:
             cu_seqlens=cu_seqlens, grad=grad_out, states=states, du=du, ddelta=ddelta, dz=dz, dB=dB, dC=dC, sums=sums,
             workspace=workspace,
         )  # fmt: skip
-        dB, dC = (wide.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype) for wide, x in ((dB, B), (dC, C)))
-        dA, dD, dbias = sums.sum((0, 1)).split((scan.state, 1, 1), dim=1)
-        dD, dbias = None if D is None else dD[:, 0], None if delta_bias is None else dbias[:, 0]
-        return du, ddelta, dA.contiguous(), dB, dC, dD, dz, dbias
+        dA, dD, dbias = cuda.parameter_gradients(sums)
+        return (
+            du, ddelta, dA, cuda.per_group(dB, B), cuda.per_group(dC, C), None if D is None else dD, dz,
+            None if delta_bias is None else dbias,
+        )  # fmt: skip
 
     def _run(self, function: Callable[..., None], scan: Scan, outputs: Outputs, **used: Tensor | None) -> None:
         assert used["u"].dtype == self._dtype
