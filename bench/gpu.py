@@ -128,6 +128,9 @@ def build(run: Run, facts: dict) -> None:
     architecture = facts["gpu"]["capability"] if facts["gpu"] else "90" if facts["nvcc"] else "cpu"
     outcome = run.python("build", BENCH / "gpu_build.py", run.tree, architecture, limit=170).wait()
     run.note("build", outcome)
+    errors = [line for line in run.log("build").read_text(errors="replace").splitlines() if "error" in line.lower()]
+    if outcome.status != "ok" and errors:
+        print("\n".join(errors[:5]))
     carried = CARRY / "_C.so"
     if outcome.status != "ok" and carried.exists():
         shutil.copy2(carried, extension(run.tree))

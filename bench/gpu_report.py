@@ -215,10 +215,11 @@ def test_lines(tests: dict[str, dict]) -> list[str]:
 def final(result: dict, chip: Chip | None, ours: tuple[str, ...], other: str) -> list[str]:
     """What is printed at the end."""
     steps = [f"{s['step']:20}{s['status']:9}{s['seconds']:6.0f} s  {s['note'][:160]}" for s in result["steps"]]
+    tiny = "" if result["facts"]["gpu"] else ", tiny ones on the CPU"
     parts = {
         "steps": steps,
         "tests": test_lines(result["tests"]),
-        f"cases (ratio: {other} / ours; xfloor: ours / floor)": case_lines(result["cases"], chip, ours, other),
+        f"cases{tiny} (ratio: {other} / ours; xfloor: ours / floor)": case_lines(result["cases"], chip, ours, other),
         "tuning": tuning_lines(result["tuning"]),
         "targets": target_lines(result["targets"]),
     }
