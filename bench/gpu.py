@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCH, CARRY, PEERS, RESULTS = ROOT / "bench", ROOT / "carry", ROOT / "build" / "peers", ROOT / "bench" / "results"
 LIMIT = 520  # seconds for everything
 RESERVE = 10  # of them for the report
-GROUPS = {"triton": "triton", "cuda": "cuda and not triton", "other": "not triton and not cuda"}  # of GPU tests
+# GPU tests, each group in that many processes
+GROUPS = {"triton": ("triton", 4), "cuda": ("cuda and not triton", 1), "other": ("not triton and not cuda", 1)}
 TOOLS = ("memcheck", "racecheck")
 OURS, REHEARSED = ("cuda", "triton"), ("cpu",)
 
@@ -97,11 +98,10 @@ def steps(run: Run) -> int:
     gpu = facts["gpu"]
     print(json.dumps(facts))
     peers = start_peers(run) if gpu else None
-    early = {name: start_tests(run, name) for name in ("triton",)}
+    tests = start_tests(run, "triton")  # needs no extension
     build(run, facts)
-    tests = early | {name: start_tests(run, name) for name in ("cuda", "other")}
-    if not gpu:
-        tests["rehearsal"] = start_tests(run, "rehearsal")
+    for name in ("cuda", "other") if gpu else ("cuda", "other", "rehearsal"):
+        tests |= start_tests(run, name)
     sanitizers = start_sanitizers(run, facts)
     records = {name: finish_tests(run, name, job) for name, job in tests.items()}
     checks = finish_sanitizers(run, sanitizers)
@@ -137,18 +137,22 @@ def build(run: Run, facts: dict) -> None:
         run.note("carried extension", Outcome("ok", 0.0, "carry/_C.so instead of a build"))
 
 
-def start_tests(run: Run, name: str) -> Job:
+def start_tests(run: Run, group: str) -> dict[str, Job]:
     """GPU tests of one group; "rehearsal": all of them on the CPU's kernels."""
-    select = [] if name == "rehearsal" else ["-k", GROUPS[name]]
-    more = {"GPU_TEST_JOURNAL": str(run.journal(f"tests {name}"))}
-    if name == "rehearsal":
-        more["SEQ2EXP_REHEARSAL"] = "1"
-    command = ("-m", "pytest", "-p", "gpu_plugin", "-p", "no:cacheprovider", "--rootdir", ROOT, "-m", "gpu", *select)
-    return run.python(f"tests {name}", *command, "-q", ROOT / "tests" / "kernels", limit=200, more=more)
+    select, parts = GROUPS.get(group, ("", 1))
+    jobs = {}
+    for part in range(parts):
+        name = f"tests {group}" if parts == 1 else f"tests {group} {part + 1}"
+        more = {"GPU_TEST_JOURNAL": str(run.journal(name)), "GPU_TEST_SHARD": f"{part}/{parts}"}
+        if group == "rehearsal":
+            more["SEQ2EXP_REHEARSAL"] = "1"
+        command = ("-m", "pytest", "-q", "-p", "gpu_plugin", "-p", "no:cacheprovider", "-m", "gpu", "-k", select)
+        jobs[name] = run.python(name, *command, "--rootdir", ROOT, ROOT / "tests" / "kernels", limit=200, more=more)
+    return jobs
 
 
 def finish_tests(run: Run, name: str, job: Job) -> list[dict]:
-    outcome, records = job.wait(), read(run.journal(f"tests {name}"))
+    outcome, records = job.wait(), read(run.journal(name))
     found = report.summary(records)
     counts = ", ".join(
         f"{found[k]} {k.replace('_', ' ')}" for k in ("passed", "failed", "skipped", "never_ended") if found.get(k)
@@ -157,7 +161,7 @@ def finish_tests(run: Run, name: str, job: Job) -> list[dict]:
     if records == [{"collected": []}]:
         outcome = Outcome("ok", outcome.seconds)  # pytest fails where a group has no tests
     status = "failed" if found.get("failed") else outcome.status
-    run.note(f"tests {name}", Outcome(status, outcome.seconds, f"{counts or 'no tests'}{skips} {outcome.note}".strip()))
+    run.note(name, Outcome(status, outcome.seconds, f"{counts or 'no tests'}{skips} {outcome.note}".strip()))
     return records
 
 

@@ -1,17 +1,27 @@
 """pytest plugin of `make gpu`: what was collected and how each test ended, into the journal GPU_TEST_JOURNAL.
 
-A journal, because a kernel that hangs or crashes takes the report of the whole process with it.
+A journal, because a kernel that hangs or crashes takes the report of the whole process with it. GPU_TEST_SHARD=1/4 runs
+a quarter of the tests: compiling Triton kernels takes most of the time, and processes do that side by side.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import pytest
 from gpu_jobs import append
 
 JOURNAL = Path(os.environ["GPU_TEST_JOURNAL"])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests with the same parameters use the same kernels and stay together."""
+    part, parts = map(int, os.environ.get("GPU_TEST_SHARD", "0/1").split("/"))
+    mine = [item for item in items if zlib.crc32(item.name.partition("[")[2].encode()) % parts == part]
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = mine
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

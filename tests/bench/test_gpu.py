@@ -95,6 +95,7 @@ print(json.dumps(gpu_facts.facts()))
 
 
 def test_gpu_tests_are_collected_and_skipped_by_name(tree, tmp_path):
+    """In two parts that together are all."""
     journal = tmp_path / "tests.jsonl"
     paths = (tree, BENCH, ROOT / "tests" / "support")
     environment = os.environ | {
@@ -103,9 +104,13 @@ def test_gpu_tests_are_collected_and_skipped_by_name(tree, tmp_path):
     }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_plugin", "-p", "no:cacheprovider", "-m", "gpu"]
     tests = ROOT / "tests" / "kernels" / "test_selective_scan_gpu.py"
-    done = subprocess.run([*command, str(tests)], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout
+    for part in ("0/2", "1/2"):
+        shard = environment | {"GPU_TEST_SHARD": part}
+        done = subprocess.run([*command, str(tests)], env=shard, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout
     records = read(journal)
+    first, second = (set(r["collected"]) for r in records if "collected" in r)
+    assert len(first) > 80 and len(second) > 80 and not first & second
     found = report.summary(records)
     assert set(found["skips"]) == {"no CUDA device"} and found["skipped"] > 200 and found["never_ended"] == 0
     gate = report.gate(records, ("cuda", "triton"))

@@ -245,8 +245,8 @@ def test_forward_and_backward_give_the_same_bits_every_time(scan, case):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_forward_and_backward_beyond_2_to_31_elements(scan, direction):
     """1,100 channels of 2,000,000 positions; the last channels show offsets that overflowed."""
-    if torch.cuda.mem_get_info()[0] < 60e9:
-        pytest.skip("needs 60 GB of free GPU memory")
+    if torch.cuda.mem_get_info()[0] < 40e9:
+        pytest.skip("needs 40 GB of free GPU memory")
     dim, length = 1_100, 2_000_000
     g = torch.Generator(DEVICE).manual_seed(0)
 
@@ -267,6 +267,7 @@ def test_forward_and_backward_beyond_2_to_31_elements(scan, direction):
         for i in (0, 1):
             assert rms_error(grads[i][:, -2:], exact[i].cpu()) <= 1e-2, GRADS[i]
         assert rms_error(grads[2][-2:], exact[2].cpu()) <= 1e-2
+    torch.cuda.empty_cache()  # other processes test on this GPU too
 
 
 def leaves(**options) -> dict[str, Tensor]:
