@@ -122,7 +122,9 @@ extern "C" {
 
 const char* run_pass_up(int barrier, float* out, int blocks, int threads, int distance) {
   return message_of([=] {
-    const auto kernel = barrier == 0 ? pass_up<Barrier::none> : barrier == 1 ? pass_up<Barrier::warp> : pass_up<Barrier::block>;
+    const auto kernel = barrier == 0   ? pass_up<Barrier::none>
+                        : barrier == 1 ? pass_up<Barrier::warp>
+                                       : pass_up<Barrier::block>;
     launch(kernel, blocks, threads, threads * sizeof(float), nullptr, out, distance);
   });
 }

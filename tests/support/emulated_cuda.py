@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import re
@@ -43,13 +44,24 @@ def library(*files: Path, sources: Path = SOURCES, defines: tuple[str, ...] = ()
     content = b"|".join([" ".join([*common, str(checked)]).encode(), *(p.read_bytes() for p in read)])
     output = CACHE / f"{files[0].stem}-{hashlib.sha256(content).hexdigest()[:20]}.so"
     if not output.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            for file, more in flags.items():
-                _run([*common, *more, "-c", str(file), "-o", f"{folder}/{file.name}.o"])
-            _run([*compiler, "-shared", *map(str, Path(folder).glob("*.o")), "-o", f"{folder}/library.so"])
-            Path(folder, "library.so").replace(output)
+        commands = [(*common, *more, "-c", str(file), "-o", f"{file.name}.o") for file, more in flags.items()]
+        objects = [command[-1] for command in commands]
+        error = _build(output, (*commands, (*compiler, "-shared", *objects, "-o", output.name)))
+        assert error is None, error
     return ctypes.CDLL(str(output))
+
+
+@functools.cache  # every test says why there is no library, but one compiles
+def _build(output: Path, commands: tuple[tuple[str, ...], ...]) -> str | None:
+    """Runs the commands in a folder of their own and keeps the output; the error of the first that fails."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        for command in commands:
+            run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if run.returncode:
+                return f"{' '.join(command)}:\n{run.stderr}"
+        Path(folder, output.name).replace(output)
+    return None
 
 
 def add_buffer(loaded: ctypes.CDLL, name: str, address: int, size: int) -> None:
@@ -65,11 +77,6 @@ def _with_line(message: str, path: str) -> str:
         return message
     run = subprocess.run(["addr2line", "-ise", path, found[1]], capture_output=True, text=True)
     return message.replace(found[0], ", called at ".join(line.split()[0] for line in run.stdout.splitlines()))
-
-
-def _run(command: list[str]) -> None:
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, f"{' '.join(command)}:\n{run.stderr}"
 
 
 def entry(loaded: ctypes.CDLL, name: str, *types: type) -> Callable[..., None]:
