@@ -73,13 +73,31 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
+// Pointers that went through shared memory have lost that they point to global memory; these say it.
+template <class V>
+__device__ __forceinline__ V read_global(const V* p) {
+#ifdef SEQ2EXP_EMULATOR
+  return *p;
+#else
+  return __ldg(p);
+#endif
+}
+template <class V>
+__device__ __forceinline__ void write_global(V* p, V x) {
+#ifdef SEQ2EXP_EMULATOR
+  *p = x;
+#else
+  __stwb(p, x);
+#endif
+}
+
 // 16 bytes as floats: 4 of float, 8 of the 16-bit types.
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
 template <class T>
 __device__ __forceinline__ void load_vector(const T* p, float* x) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(p);
+  const uint4 raw = read_global(reinterpret_cast<const uint4*>(p));
   if constexpr (sizeof(T) == 4) {
     x[0] = bit_cast<float>(raw.x), x[1] = bit_cast<float>(raw.y), x[2] = bit_cast<float>(raw.z), x[3] = bit_cast<float>(raw.w);
   } else {
@@ -95,7 +113,25 @@ __device__ __forceinline__ void store_vector(T* p, const float* x) {
   } else {
     raw = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])};
   }
-  *reinterpret_cast<uint4*>(p) = raw;
+  write_global(reinterpret_cast<uint4*>(p), raw);
+}
+
+template <class T>
+__device__ __forceinline__ float load_scalar(const T* p) {
+  if constexpr (sizeof(T) == 4) {
+    return read_global(p);
+  } else {
+    return to_float(T{read_global(reinterpret_cast<const uint16_t*>(p))});
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_scalar(T* p, float x) {
+  if constexpr (sizeof(T) == 4) {
+    write_global(p, x);
+  } else {
+    write_global(reinterpret_cast<uint16_t*>(p), from_float<T>(x).bits);
+  }
 }
 
 }  // namespace

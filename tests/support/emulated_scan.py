@@ -42,10 +42,8 @@ class Scan(ctypes.Structure):
     _fields_ = (
         [(name, c_int64) for name in ("batch", "dim", "state", "length", "groups", "groups_b", "groups_c")]
         + [("softplus", c_bool), ("reverse", c_bool), ("cu_seqlens", c_void_p), ("sequences", c_int64)]
-        + [(name, Strided) for name in ("u", "delta", "z", "B", "C", "out")]
-        + [(name, c_void_p) for name in ("A", "D", "bias", "last_state", "states", "workspace")]
-        + [(name, Strided) for name in ("grad", "du", "ddelta", "dz")]
-        + [(name, c_void_p) for name in ("dB", "dC", "sums")]
+        + [(name, Strided) for name in ("delta", "u", "z", "out", "grad", "ddelta", "du", "dz", "B", "C")]
+        + [(name, c_void_p) for name in ("A", "D", "bias", "last_state", "states", "workspace", "dB", "dC", "sums")]
     )
 
 
@@ -100,7 +98,10 @@ class EmulatedScan:
         )
         self._forward = entry(self._library, "scan_forward", POINTER(Scan))
         self._backward = entry(self._library, "scan_backward", POINTER(Scan))
-        assert self._count("bytes") == ctypes.sizeof(Scan) and self._count("chunk") == cuda.CHUNK
+        self._library.scan_layout.restype = POINTER(c_int64)
+        offsets = [getattr(Scan, name).offset for name, _ in Scan._fields_] + [ctypes.sizeof(Scan)]
+        assert offsets == self._library.scan_layout()[: len(offsets)], "Scan is not laid out as GpuScan"
+        assert self._count("chunk") == cuda.CHUNK
 
     def set_order(self, order: int) -> None:
         """0: blocks, warps and lanes run forward; 1: in reverse; above: in random orders from this seed."""

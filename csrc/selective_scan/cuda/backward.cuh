@@ -10,13 +10,7 @@ namespace {
 __device__ __forceinline__ float scan_lanes_back(float p, float g, float& carry, int lane) {
   if (lane == 31) g += p * carry;
 #pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const float after = __shfl_down_sync(kAllLanes, g, d), decay = __shfl_down_sync(kAllLanes, p, d);
-    if (lane + d < 32) {
-      g += p * after;
-      p *= decay;
-    }
-  }
+  for (int d = 1; d < 32; d *= 2) combine_lanes<false>(p, g, d, lane);
   const float rotated = __shfl_sync(kAllLanes, g, (lane + 1) & 31);
   const float enters = lane == 31 ? carry : rotated;
   carry = rotated;  // right in lane 31
@@ -112,7 +106,7 @@ __device__ __forceinline__ void state_backward(Lane<K>& l, Adjoint* own, int lan
 struct BlockPlace {
   Sequence seq;
   Interval span;
-  int first_time, first_channel, joint_group, b_group, c_group;
+  int first_time, first_channel, joint_group;
   int64_t part;  // (sequence, segment) * dim
 };
 
@@ -132,28 +126,26 @@ __device__ __forceinline__ void each_sum(const GpuScan& a, const BlockPlace& pla
 
 // Gradients of a channel's inputs over a tile, and what it hands to the tile before.
 template <class T, int K, bool kDescending, bool kGate>
-__device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, const Adjoint* own, const BlockPlace& place, int channel,
-                                               int begin, float* adjoint) {
-  constexpr int kDirection = kDescending ? -1 : 1;
+__device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, const Adjoint* own, const BlockPlace& place,
+                                               const Channel<T>& mine, int channel,                                               int begin, float* adjoint) {
   const int lane = threadIdx.x % 32;
   const int n = place.seq.length, k = opaque(begin) + lane * K;
   const bool full = begin + 32 * K <= n;
-  const auto at = [&](const GpuStrided& x) { return walk<T>(x, place.seq.row, 0, opaque(channel), place.first_time, kDirection); };
   if (kGate) {
     float z[K], grad[K];
-    load<K, kDescending>(at(a.z), k, n, full, z);
-    load<K, kDescending>(at(a.grad), k, n, full, grad);
+    load<K, kDescending>(mine.rows[GPU_Z], k, n, full, z);
+    load<K, kDescending>(mine.rows[GPU_GRAD], k, n, full, grad);
 #pragma unroll
     for (int i = 0; i < K; ++i) {
       const float gate = fast_sigmoid(z[i]);
       l.y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
     }
-    store<K, kDescending>(at(a.dz), k, n, full, l.y);
+    store<K, kDescending>(mine.rows[GPU_DZ], k, n, full, l.y);
   }
-  const float bias = a.bias ? a.bias[channel] : 0.f, skip = a.D ? a.D[channel] : 0.f;
+  const float bias = mine.bias, skip = mine.skip;
   float u[K], raw[K], dD = 0.f, dbias = 0.f;
-  load<K, kDescending>(at(a.u), k, n, full, u);
-  load<K, kDescending>(at(a.delta), k, n, full, raw);
+  load<K, kDescending>(mine.rows[GPU_U], k, n, full, u);
+  load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, raw);
 #pragma unroll
   for (int i = 0; i < K; ++i) {
     dD += l.dy[i] * u[i];
@@ -162,13 +154,15 @@ __device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, con
     dbias += l.d_dt[i];
     l.d_x[i] = l.dt[i] * l.d_x[i] + skip * l.dy[i];
   }
-  store<K, kDescending>(at(a.ddelta), k, n, full, l.d_dt);
-  store<K, kDescending>(at(a.du), k, n, full, l.d_x);
+  store<K, kDescending>(mine.rows[GPU_DDELTA], k, n, full, l.d_dt);
+  store<K, kDescending>(mine.rows[GPU_DU], k, n, full, l.d_x);
   dD = warp_total(dD), dbias = warp_total(dbias);
   const int state = static_cast<int>(a.state);
   float* const sums = a.sums + (place.part + channel) * (state + 2);
   __syncwarp();
+#pragma unroll 1
   for (int i = lane; i < state; i += 32) {
+    S2E_MARK(kMarkFinish);
     adjoint[(place.part + channel) * state + i] = own[i].g;
     sums[i] += own[i].dA;
   }
@@ -178,7 +172,7 @@ __device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, con
 // Grid: (sequence, segment, group). Shared: per state of a tile B, C, the sums of dB and dC; then the channels' states.
 // adjoint: (sequences, segments, dim, state), entering each segment from its end; overwritten.
 template <class T, bool kDescending, bool kGate>
-__global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuScan a, float* adjoint, unsigned segments) {
+__global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid_constant__ GpuScan a, float* adjoint, unsigned segments) {
   constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32, kPitch = 4 * kTile;  // B, C, sums of dB, dC
   S2E_DYNAMIC_SHARED(float, shared);
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
@@ -186,8 +180,10 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
   Adjoint* const own = reinterpret_cast<Adjoint*>(shared + block_states * kPitch) + warp * state;
 
   const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
-  constexpr int kDirection = kDescending ? -1 : 1;
   __shared__ BlockPlace place;
+  __shared__ Walk<T> b_walk, c_walk;
+  __shared__ Channel<T> channels[kMostWarps];
+  Channel<T>& mine = channels[warp];
   const Work work(blockIdx.x, 1, static_cast<unsigned>(a.groups), segments);
   if (threadIdx.x == 0) {
     const Sequence seq = sequence_of(a, work.sequence);
@@ -196,9 +192,9 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
              kDescending ? seq.begin + seq.length - 1 : seq.begin,
              work.group * group_channels,
              work.group,
-             group_of(work.group, a.groups, a.groups_b),
-             group_of(work.group, a.groups, a.groups_c),
              (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim};
+    b_walk = walk<kDescending, T>(a.B, seq.row, group_of(work.group, a.groups, a.groups_b), 0, place.first_time);
+    c_walk = walk<kDescending, T>(a.C, seq.row, group_of(work.group, a.groups, a.groups_c), 0, place.first_time);
   }
   __syncthreads();
   const int turns = (block_states + warps - 1) / warps;  // states of a warp between two barriers
@@ -206,8 +202,11 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
   const int last_tile = place.span.end > place.span.begin ? (place.span.end - 1) / kTile * kTile : -1;
 
   // sums: dA, dD and dbias of the segment
-  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(group_channels) * (state + 2); i += blockDim.x)
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(group_channels) * (state + 2); i += blockDim.x) {
+    S2E_MARK(kMarkInit);
     a.sums[(place.part + place.first_channel) * (state + 2) + i] = 0.f;
+  }
 
   for (int begin = last_tile; begin >= uniform(place.span.begin); begin -= kTile) {
     S2E_MARK(kMarkTile);
@@ -215,30 +214,31 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
       S2E_MARK(kMarkChannels);
       const bool active = base + warp < group_channels;
       const int channel = place.first_channel + base + warp;
-      const auto of_channel = [&](const GpuStrided& x) { return walk<T>(x, place.seq.row, 0, opaque(channel), place.first_time, kDirection); };
       Lane<K> l;
       if (active) {
         const int n = place.seq.length, k = opaque(begin) + lane * K;
         const bool full = begin + kTile <= n;
-        const float bias = a.bias ? a.bias[channel] : 0.f, skip = a.D ? a.D[channel] : 0.f;
-        load<K, kDescending>(of_channel(a.delta), k, n, full, l.dt);
-        load<K, kDescending>(of_channel(a.u), k, n, full, l.x);
-        load<K, kDescending>(of_channel(a.grad), k, n, full, l.dy);
-        step_sizes<K>(a, bias, k, n, full, l.dt);
+        fill<kDescending>(mine, a, place.seq.row, channel, place.first_time, lane);
+        __syncwarp();
+        load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, l.dt);
+        load<K, kDescending>(mine.rows[GPU_U], k, n, full, l.x);
+        load<K, kDescending>(mine.rows[GPU_GRAD], k, n, full, l.dy);
+        step_sizes<K>(a, mine.bias, k, n, full, l.dt);
         l.sum_dt = total(l.dt);
         if (kGate) {
           float gate[K];
-          load<K, kDescending>(of_channel(a.z), k, n, full, gate);
+          load<K, kDescending>(mine.rows[GPU_Z], k, n, full, gate);
 #pragma unroll
           for (int i = 0; i < K; ++i) l.dy[i] *= gate[i] * fast_sigmoid(gate[i]);
         }
 #pragma unroll
         for (int i = 0; i < K; ++i) {
-          l.y[i] = skip * l.x[i];
+          l.y[i] = mine.skip * l.x[i];
           l.x[i] *= l.dt[i];
           l.d_dt[i] = l.d_x[i] = 0.f;
         }
         const float* const saved = a.states + ((place.seq.first_chunk + begin / kTile) * a.dim + channel) * state;
+#pragma unroll 1
         for (int i = lane; i < state; i += 32) {
           S2E_MARK(kMarkSave);
           own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], saved[i], adjoint[(place.part + channel) * state + i], 0.f};
@@ -250,9 +250,8 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
         if (base == 0 || !one_block) {
           S2E_MARK_BRANCH(kMarkBegin);
           __syncthreads();
-          stage<K, kDescending>(a.B, walk<T>(a.B, place.seq.row, place.b_group, first, place.first_time, kDirection), begin, place.seq.length, states, shared, kPitch);
-          stage<K, kDescending>(a.C, walk<T>(a.C, place.seq.row, place.c_group, first, place.first_time, kDirection), begin, place.seq.length, states, shared + kTile,
-                                kPitch);
+          stage<K, kDescending>(b_walk.from(first, a.B), a.B.row, begin, place.seq.length, states, shared, kPitch);
+          stage<K, kDescending>(c_walk.from(first, a.C), a.C.row, begin, place.seq.length, states, shared + kTile, kPitch);
           each_sum<K>(a, place, begin, first, states, [&](int64_t at, int in) {
             shared[2 * kTile + in] = base == 0 ? 0.f : a.dB[at];
             shared[3 * kTile + in] = base == 0 ? 0.f : a.dC[at];
@@ -279,7 +278,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const GpuSca
           });
         }
       }
-      if (active) finish_channel<T, K, kDescending, kGate>(a, l, own, place, channel, begin, adjoint);
+      if (active) finish_channel<T, K, kDescending, kGate>(a, l, own, place, mine, channel, begin, adjoint);
     }
   }
 }

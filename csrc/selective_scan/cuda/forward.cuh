@@ -6,18 +6,40 @@
 namespace seq2exp {
 namespace {
 
+// A step of the scan over lanes: what lane - d (kUp) or lane + d has, where there is such a lane, goes before what this
+// lane has. p decays over the positions that (p, h) stands for.
+template <bool kUp>
+__device__ __forceinline__ void combine_lanes(float& p, float& h, int d, int lane) {
+#ifdef SEQ2EXP_EMULATOR
+  const float h_other = kUp ? __shfl_up_sync(kAllLanes, h, d) : __shfl_down_sync(kAllLanes, h, d);
+  const float p_other = kUp ? __shfl_up_sync(kAllLanes, p, d) : __shfl_down_sync(kAllLanes, p, d);
+  if (kUp ? lane >= d : lane + d < 32) {
+    h += p * h_other;
+    p *= p_other;
+  }
+#else
+  (void)lane;  // the shuffle itself tells whether the other lane exists
+  const int clamp = kUp ? 0 : 31;
+  if (kUp) {
+    asm("{.reg .f32 a, b; .reg .pred q; shfl.sync.up.b32 a|q, %0, %2, %3, 0xffffffff; shfl.sync.up.b32 b, %1, %2, %3, 0xffffffff;"
+        "@q fma.rn.f32 %0, %1, a, %0; @q mul.rn.f32 %1, %1, b;}"
+        : "+f"(h), "+f"(p)
+        : "r"(d), "r"(clamp));
+  } else {
+    asm("{.reg .f32 a, b; .reg .pred q; shfl.sync.down.b32 a|q, %0, %2, %3, 0xffffffff; shfl.sync.down.b32 b, %1, %2, %3, 0xffffffff;"
+        "@q fma.rn.f32 %0, %1, a, %0; @q mul.rn.f32 %1, %1, b;}"
+        : "+f"(h), "+f"(p)
+        : "r"(d), "r"(clamp));
+  }
+#endif
+}
+
 // Inclusive scan over the lanes of h <- p h + h', where p decays over a lane's positions. Returns the state that enters
 // the lane; `carry` enters lane 0 and becomes the state that leaves lane 31.
 __device__ __forceinline__ float scan_lanes(float p, float h, float& carry, int lane) {
   if (lane == 0) h += p * carry;
 #pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const float before = __shfl_up_sync(kAllLanes, h, d), decay = __shfl_up_sync(kAllLanes, p, d);
-    if (lane >= d) {
-      h += p * before;
-      p *= decay;
-    }
-  }
+  for (int d = 1; d < 32; d *= 2) combine_lanes<true>(p, h, d, lane);
   const float rotated = __shfl_sync(kAllLanes, h, (lane + 31) & 31);
   const float enters = lane == 0 ? carry : rotated;
   carry = rotated;  // right in lane 0, which is where it is kept
@@ -25,19 +47,24 @@ __device__ __forceinline__ float scan_lanes(float p, float h, float& carry, int 
 }
 
 // A state of the channel of a warp, in shared memory.
-struct ChannelState {
-  float rate, h;  // log2(e) A, state at the end of the walk so far
+struct alignas(16) ForwardState {
+  float rate, h;    // log2(e) A, state at the end of the walk so far
+  float enters[2];  // state at the first position of each chunk of the tile
 };
+
+// Blocks of a multiprocessor for which there are to be registers.
+template <int K>
+constexpr int kForwardBlocks = K == 16 ? 2 : 3;
 
 // Grid: (sequence, segment, group, block of channels). Shared: per state of a tile B, then C; then the channels' states.
 // entry: (sequences, segments, dim, state), what enters each segment; null: zeros.
-template <class T, bool kDescending>
-__global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuScan a, const float* entry, unsigned segments) {
-  constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32;
+template <class T, int K, bool kDescending>
+__global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_kernel(const __grid_constant__ GpuScan a, const float* entry, unsigned segments) {
+  constexpr int kTile = 32 * K, kChunks = kTile / SCAN_GPU_CHUNK, kChunkLanes = 32 / kChunks;
   S2E_DYNAMIC_SHARED(float, shared);
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
   const int state = static_cast<int>(a.state);
-  ChannelState* const own = reinterpret_cast<ChannelState*>(shared + least(state, kStateBlock) * 2 * kTile) + warp * state;
+  ForwardState* const own = reinterpret_cast<ForwardState*>(shared + least(state, kStateBlock) * 2 * kTile) + warp * state;
 
   const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
   const Work work(blockIdx.x, (group_channels + warps - 1) / warps, static_cast<unsigned>(a.groups), segments);
@@ -46,16 +73,23 @@ __global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuSca
   const int in_group = work.block * warps + warp, channel = work.group * group_channels + in_group;
   const bool active = in_group < group_channels;  // otherwise the warp only helps to stage
   const int n = seq.length, first_time = kDescending ? seq.begin + n - 1 : seq.begin;
-  constexpr int kDirection = kDescending ? -1 : 1;
-  const int b_group = group_of(work.group, a.groups, a.groups_b), c_group = group_of(work.group, a.groups, a.groups_c);
-  const auto of_channel = [&](const GpuStrided& x) { return walk<T>(x, seq.row, 0, opaque(channel), first_time, kDirection); };
-
+  __shared__ Channel<T> channels[kMostWarps];
+  __shared__ Walk<T> b_walk, c_walk;
+  Channel<T>& mine = channels[warp];
+  if (active) fill<kDescending>(mine, a, seq.row, channel, first_time, lane);
+  if (threadIdx.x == 0) {
+    b_walk = walk<kDescending, T>(a.B, seq.row, group_of(work.group, a.groups, a.groups_b), 0, first_time);
+    c_walk = walk<kDescending, T>(a.C, seq.row, group_of(work.group, a.groups, a.groups_c), 0, first_time);
+  }
   if (active) {
     const int64_t place = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim + channel;
-    for (int i = lane; i < state; i += 32)
-      own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], entry ? entry[place * state + i] : 0.f};
+#pragma unroll 1
+    for (int i = lane; i < state; i += 32) {
+      S2E_MARK(kMarkInit);
+      own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], entry ? entry[place * state + i] : 0.f, {}};
+    }
   }
-  __syncwarp();
+  __syncthreads();
 
   for (int begin = span.begin; begin < span.end; begin += kTile) {
     S2E_MARK(kMarkTile);
@@ -63,21 +97,14 @@ __global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuSca
     const int k = begin + lane * K;
     float dt[K], x[K], y[K];
     if (active) {
-      load<K, kDescending>(of_channel(a.delta), k, n, full, dt);
-      load<K, kDescending>(of_channel(a.u), k, n, full, x);
-      step_sizes<K>(a, a.bias ? a.bias[channel] : 0.f, k, n, full, dt);
-      const float skip = a.D ? a.D[channel] : 0.f;
+      load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, dt);
+      load<K, kDescending>(mine.rows[GPU_U], k, n, full, x);
+      step_sizes<K>(a, mine.bias, k, n, full, dt);
+      const float skip = mine.skip;
 #pragma unroll
       for (int i = 0; i < K; ++i) {
         y[i] = skip * x[i];
         x[i] *= dt[i];
-      }
-      if (a.states) {
-        float* const saved = a.states + ((seq.first_chunk + begin / kTile) * a.dim + opaque(channel)) * state;
-        for (int i = lane; i < state; i += 32) {
-          S2E_MARK(kMarkSave);
-          saved[i] = own[i].h;
-        }
       }
     }
     const float sum_dt = active ? total(dt) : 0.f;
@@ -85,15 +112,14 @@ __global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuSca
       S2E_MARK(kMarkStates);
       const int states = least(state - first, kStateBlock);
       __syncthreads();
-      stage<K, kDescending>(a.B, walk<T>(a.B, seq.row, b_group, first, opaque(first_time), kDirection), begin, n, states, shared, 2 * kTile);
-      stage<K, kDescending>(a.C, walk<T>(a.C, seq.row, c_group, first, opaque(first_time), kDirection), begin, n, states, shared + kTile,
-                            2 * kTile);
+      stage<K, kDescending>(b_walk.from(first, a.B), a.B.row, begin, n, states, shared, 2 * kTile);
+      stage<K, kDescending>(c_walk.from(first, a.C), a.C.row, begin, n, states, shared + kTile, 2 * kTile);
       __syncthreads();
       if (!active) continue;
-      ChannelState* at = own + first;
+      ForwardState* at = own + first;
       float* row = shared;
 #pragma unroll 1
-      for (int s = 0; s < states; ++s, ++at, row += 2 * kTile) {
+      for (ForwardState* const end = at + states; at < end; ++at, row += 2 * kTile) {
         S2E_MARK(kMarkState);
         const float rate = at->rate;
         float carry = at->h, e[K], b[K], h = 0.f;
@@ -108,6 +134,7 @@ __global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuSca
           h = i ? e[i] * h + b[i] : b[i];
         }
         h = scan_lanes(fast_exp2(sum_dt * rate), h, carry, lane);
+        if (lane % kChunkLanes == 0) at->enters[lane / kChunkLanes] = h;
         if (lane == 0) at->h = carry;
 #pragma unroll
         for (int i = 0; i < K; i += 4) {
@@ -121,27 +148,47 @@ __global__ void __launch_bounds__(256, 4) selective_scan_fwd_kernel(const GpuSca
       __syncwarp();
     }
     if (!active) continue;
-    if (a.z.data) {
+    if (a.states) {
+      float* const saved = a.states + ((seq.first_chunk + begin / SCAN_GPU_CHUNK) * a.dim + channel) * state;
+#pragma unroll 1
+      for (int i = lane; i < state; i += 32) {
+        S2E_MARK(kMarkSave);
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c)
+          if (begin + c * SCAN_GPU_CHUNK < n) saved[c * a.dim * state + i] = own[i].enters[c];
+      }
+    }
+    if (a.rows[GPU_Z].data) {
       float gate[K];
-      load<K, kDescending>(of_channel(a.z), k, n, full, gate);
+      load<K, kDescending>(mine.rows[GPU_Z], k, n, full, gate);
 #pragma unroll
       for (int i = 0; i < K; ++i) y[i] *= gate[i] * fast_sigmoid(gate[i]);
     }
-    store<K, kDescending>(of_channel(a.out), k, n, full, y);
+    store<K, kDescending>(mine.rows[GPU_OUT], k, n, full, y);
   }
-  if (active && work.segment == static_cast<int>(segments) - 1)
-    for (int i = lane; i < state; i += 32) a.last_state[(static_cast<int64_t>(work.sequence) * a.dim + channel) * state + i] = own[i].h;
+  if (active && work.segment == static_cast<int>(segments) - 1) {
+#pragma unroll 1
+    for (int i = lane; i < state; i += 32) {
+      S2E_MARK(kMarkLast);
+      a.last_state[(static_cast<int64_t>(work.sequence) * a.dim + channel) * state + i] = own[i].h;
+    }
+  }
 }
+
+// A state of the channel of a warp, in shared memory: log2(e) A, state at the end of the walk so far.
+struct SegmentState {
+  float rate, h;
+};
 
 // What a segment adds to the state that enters it (kAdjoint: to the adjoint, walking from its end), and its sum of dt.
 // part: (sequences, segments, dim, state), decays: (sequences, segments, dim). Tiles of the segment are `tile` long.
 template <class T, int K, bool kDescending, bool kAdjoint>
-__global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const GpuScan a, float* part, float* decays, unsigned segments, int tile) {
+__global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __grid_constant__ GpuScan a, float* part, float* decays, unsigned segments, int tile) {
   constexpr int kTile = 32 * K;
   S2E_DYNAMIC_SHARED(float, shared);
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
   const int state = static_cast<int>(a.state);
-  ChannelState* const own = reinterpret_cast<ChannelState*>(shared + least(state, kStateBlock) * kTile) + warp * state;
+  SegmentState* const own = reinterpret_cast<SegmentState*>(shared + least(state, kStateBlock) * kTile) + warp * state;
 
   const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
   const Work work(blockIdx.x, (group_channels + warps - 1) / warps, static_cast<unsigned>(a.groups), segments);
@@ -155,15 +202,23 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const Gp
   const int n = span.end > span.begin ? span.end - span.begin : 0;
   const int start = kAdjoint ? span.end - 1 : span.begin;
   const int first_time = a.reverse ? seq.begin + seq.length - 1 - start : seq.begin + start;
-  constexpr int kDirection = kDescending ? -1 : 1;
   const GpuStrided& source = kAdjoint ? a.C : a.B;
-  const int source_group = group_of(work.group, a.groups, kAdjoint ? a.groups_c : a.groups_b);
 
+  __shared__ Channel<T> channels[kMostWarps];
+  __shared__ Walk<T> source_walk;
+  Channel<T>& mine = channels[warp];
+  if (active) fill<kDescending>(mine, a, seq.row, channel, first_time, lane);
+  if (threadIdx.x == 0)
+    source_walk = walk<kDescending, T>(source, seq.row, group_of(work.group, a.groups, kAdjoint ? a.groups_c : a.groups_b), 0, first_time);
   float sum = 0.f;
-  const auto of_channel = [&](const GpuStrided& x) { return walk<T>(x, seq.row, 0, opaque(channel), first_time, kDirection); };
-  if (active)
-    for (int i = lane; i < state; i += 32) own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], 0.f};
-  __syncwarp();
+  if (active) {
+#pragma unroll 1
+    for (int i = lane; i < state; i += 32) {
+      S2E_MARK(kMarkInit);
+      own[i] = {LOG2E * a.A[static_cast<int64_t>(channel) * state + i], 0.f};
+    }
+  }
+  __syncthreads();
 
   for (int begin = 0; begin < n; begin += kTile) {
     S2E_MARK(kMarkTile);
@@ -171,12 +226,12 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const Gp
     const int k = begin + lane * K;
     float dt[K], x[K];
     if (active) {
-      load<K, kDescending>(of_channel(a.delta), k, n, full, dt);
-      load<K, kDescending>(of_channel(kAdjoint ? a.grad : a.u), k, n, full, x);
-      step_sizes<K>(a, a.bias ? a.bias[channel] : 0.f, k, n, full, dt);
-      if (kAdjoint && a.z.data) {
+      load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, dt);
+      load<K, kDescending>(mine.rows[kAdjoint ? GPU_GRAD : GPU_U], k, n, full, x);
+      step_sizes<K>(a, mine.bias, k, n, full, dt);
+      if (kAdjoint && a.rows[GPU_Z].data) {
         float gate[K];
-        load<K, kDescending>(of_channel(a.z), k, n, full, gate);
+        load<K, kDescending>(mine.rows[GPU_Z], k, n, full, gate);
 #pragma unroll
         for (int i = 0; i < K; ++i) x[i] *= gate[i] * fast_sigmoid(gate[i]);
       }
@@ -191,13 +246,13 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const Gp
       S2E_MARK(kMarkStates);
       const int states = least(state - first, kStateBlock);
       __syncthreads();
-      stage<K, kDescending>(source, walk<T>(source, seq.row, source_group, first, opaque(first_time), kDirection), begin, n, states, shared, kTile);
+      stage<K, kDescending>(source_walk.from(first, source), source.row, begin, n, states, shared, kTile);
       __syncthreads();
       if (!active) continue;
-      ChannelState* at = own + first;
+      SegmentState* at = own + first;
       float* row = shared;
 #pragma unroll 1
-      for (int s = 0; s < states; ++s, ++at, row += kTile) {
+      for (SegmentState* const end = at + states; at < end; ++at, row += kTile) {
         S2E_MARK(kMarkState);
         const float rate = at->rate;
         float h = 0.f;
@@ -226,7 +281,11 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const Gp
   }
   if (!active) return;
   const int64_t place = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim + channel;
-  for (int i = lane; i < state; i += 32) part[place * state + i] = own[i].h;
+#pragma unroll 1
+  for (int i = lane; i < state; i += 32) {
+    S2E_MARK(kMarkLast);
+    part[place * state + i] = own[i].h;
+  }
   sum = warp_total(sum);
   if (lane == 0) decays[place] = sum;
 }
@@ -234,7 +293,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const Gp
 // In place: what each segment adds becomes what enters it. kAdjoint: from the last segment to the first.
 // A thread per (sequence, channel, state).
 template <bool kAdjoint>
-__global__ void selective_scan_chain_kernel(const GpuScan a, float* part, const float* decays, unsigned segments) {
+__global__ void selective_scan_chain_kernel(const __grid_constant__ GpuScan a, float* part, const float* decays, unsigned segments) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, row = a.dim * a.state;
   if (i >= a.sequences * row) return;
   const int64_t sequence = i / row, channel = i % row / a.state;

@@ -5,7 +5,7 @@
 namespace seq2exp {
 namespace {
 
-constexpr int kSegmentItems = 16;  // positions a lane
+constexpr int kForwardItems = 16, kSegmentItems = 16;  // positions a lane
 constexpr int kForwardWarps = 8, kSegmentWarps = 8, kBackwardWarps = 8;
 
 struct Geometry {
@@ -47,11 +47,11 @@ void forward(const GpuScan& a, cudaStream_t stream) {
   if (segments > 1) {
     entry = a.workspace;
     float* const decays = entry + a.sequences * segments * a.dim * a.state;
-    segment_pass<T, kDescending, false>(a, entry, decays, segments, SCAN_GPU_CHUNK, stream);
+    segment_pass<T, kDescending, false>(a, entry, decays, segments, 32 * kForwardItems, stream);
     chain<false>(a, entry, decays, segments, stream);
   }
-  launch(selective_scan_fwd_kernel<T, kDescending>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
-         shared_bytes(a, SCAN_GPU_CHUNK, 2, g.warps, 2), stream, a, static_cast<const float*>(entry), static_cast<unsigned>(segments));
+  launch(selective_scan_fwd_kernel<T, kForwardItems, kDescending>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
+         shared_bytes(a, 32 * kForwardItems, 2, g.warps, 4), stream, a, static_cast<const float*>(entry), static_cast<unsigned>(segments));
 }
 
 template <class T, bool kDescending, bool kGate>
@@ -77,7 +77,7 @@ void gpu_forward(const GpuScan& a, void* stream) {
 template <class T>
 void gpu_backward(const GpuScan& a, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
-  if (a.z.data) {
+  if (a.rows[GPU_Z].data) {
     a.reverse ? backward<T, true, true>(a, s) : backward<T, false, true>(a, s);
   } else {
     a.reverse ? backward<T, true, false>(a, s) : backward<T, false, false>(a, s);

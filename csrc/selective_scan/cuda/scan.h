@@ -12,6 +12,8 @@ struct GpuStrided {
   int64_t batch, group, row, time;
 };
 
+enum GpuRows { GPU_DELTA, GPU_U, GPU_Z, GPU_OUT, GPU_GRAD, GPU_DDELTA, GPU_DU, GPU_DZ, GPU_ROWS };
+
 // A "sequence" is a batch row, or with cu_seqlens one of the spans packed along L (batch 1). Position k counts in the order
 // of the scan from the start of its sequence. All pointers are device memory; accumulation and states are float.
 struct GpuScan {
@@ -20,13 +22,13 @@ struct GpuScan {
   bool softplus, reverse;
   const int64_t* cu_seqlens;           // (sequences + 1), or null
   int64_t sequences;
-  GpuStrided u, delta, z, B, C, out;
+  GpuStrided rows[GPU_ROWS];           // channels; only the backward has those from GPU_GRAD on
+  GpuStrided B, C;
   const float *A, *D, *bias;           // (dim, state), (dim), (dim); D and bias may be null
   float* last_state;                   // (sequences, dim, state)
   float* states;                       // (chunks, dim, state): at the first position of each chunk; see `gpu_chunks`
   float* workspace;                    // gpu_forward_workspace / gpu_backward_workspace floats, uninitialised
   // backward only
-  GpuStrided grad, du, ddelta, dz;
   float *dB, *dC;                      // (batch, groups, state, L)
   float* sums;                         // (sequences, gpu_backward_segments, dim, state + 2): parts of dA, then dD, ddelta_bias
 };
@@ -43,7 +45,7 @@ inline int64_t gpu_chunks(const GpuScan& a) {
   return a.cu_seqlens ? per_row + a.sequences : per_row * a.batch;
 }
 
-// T: float, bfloat16 or float16, the type of u, delta, z, B, C, out, grad, du, ddelta, dz. `stream` is a cudaStream_t.
+// T: float, bfloat16 or float16, the type of everything Strided. `stream` is a cudaStream_t.
 template <class T>
 void gpu_forward(const GpuScan&, void* stream);
 template <class T>

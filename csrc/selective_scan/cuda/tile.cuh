@@ -7,12 +7,13 @@ namespace seq2exp {
 namespace {
 
 constexpr int kStateBlock = 16;  // states whose B and C are in shared memory at once
+constexpr int kMostWarps = 8;    // of a block
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // What bench/scan_trips.py counts: each loop, and each conditional block that does not always run.
 enum Mark {
-  kMarkTile = 1, kMarkState, kMarkStates, kMarkStage, kMarkStageScalar, kMarkScalarLoad, kMarkScalarStore, kMarkRagged,
-  kMarkChannels, kMarkBegin, kMarkRound, kMarkEnd, kMarkSums, kMarkChain, kMarkSave
+  kMarkTile = 1, kMarkState, kMarkStates, kMarkStage, kMarkScalarLoad, kMarkScalarStore, kMarkRagged,
+  kMarkChannels, kMarkBegin, kMarkRound, kMarkEnd, kMarkSums, kMarkChain, kMarkSave, kMarkInit, kMarkLast, kMarkFinish
 };
 
 template <class I>
@@ -78,55 +79,75 @@ template <class T>
 struct Walk {
   T* first;
   int64_t step;
+  bool vectors;  // elements follow each other and K of them from a multiple of K on lie in whole 16-byte words
+
+  // the walk of a later row of x
+  __device__ __forceinline__ Walk from(int row, const GpuStrided& x) const {
+    return {first + row * x.row, step, vectors && x.row % kVector<T> == 0};
+  }
 };
 
-// `time` is where the walk starts, `direction` +1 or -1 in time.
+// The walk starts at `time` and goes to later times, or earlier ones when kDescending.
+template <bool kDescending, class T>
+__device__ __forceinline__ Walk<T> walk(const GpuStrided& x, int64_t batch, int64_t group, int64_t row, int time) {
+  T* const first = static_cast<T*>(x.data) + batch * x.batch + group * x.group + row * x.row + time * x.time;
+  return {first, kDescending ? -x.time : x.time, x.time == 1 && reinterpret_cast<uintptr_t>(first + kDescending) % 16 == 0};
+}
+
+// What a warp needs of its channel in every tile, in shared memory: registers are short.
 template <class T>
-__device__ __forceinline__ Walk<T> walk(const GpuStrided& x, int64_t batch, int64_t group, int64_t row, int time, int direction) {
-  T* const data = static_cast<T*>(x.data);
-  return {data + batch * x.batch + group * x.group + row * x.row + time * x.time, direction * x.time};
+struct Channel {
+  Walk<T> rows[GPU_ROWS];
+  float bias, skip;
+};
+
+// Filled by the lanes of a warp, a row each; __syncwarp is the caller's.
+template <bool kDescending, class T>
+__device__ __forceinline__ void fill(Channel<T>& c, const GpuScan& a, int64_t batch, int channel, int time, int lane) {
+  if (lane < GPU_ROWS) c.rows[lane] = walk<kDescending, T>(a.rows[lane], batch, 0, channel, time);
+  if (lane == 0) {
+    c.bias = a.bias ? a.bias[channel] : 0.f;
+    c.skip = a.D ? a.D[channel] : 0.f;
+  }
 }
 
-// The K positions of a lane from j on lie in whole 16-byte words.
-template <int K, bool kDescending, class T>
-__device__ __forceinline__ bool vectorizable(const Walk<T>& w, int j) {
-  const T* const lowest = kDescending ? w.first - (j + K - 1) : w.first + j;
-  return w.step == (kDescending ? -1 : 1) && reinterpret_cast<uintptr_t>(lowest) % 16 == 0;
-}
-
-// x[i] = element j + i, 0 beyond n. `full`: no lane reaches n; j is a multiple of K beyond the start of the tile.
+// x[i] = element j + i, 0 beyond n; j is a multiple of K. `full`: the whole warp stays below n.
 template <int K, bool kDescending, class T>
 __device__ __forceinline__ void load(const Walk<T>& w, int j, int n, bool full, float (&x)[K]) {
-  if (full && vectorizable<K, kDescending>(w, j)) {
+  if (full && w.vectors) {
+    const T* const lowest = kDescending ? w.first - (j + K - 1) : w.first + j;
 #pragma unroll
     for (int v = 0; v < K; v += kVector<T>) {
       float part[kVector<T>];
-      load_vector(kDescending ? w.first - (j + v + kVector<T> - 1) : w.first + (j + v), part);
+      load_vector(lowest + (kDescending ? K - kVector<T> - v : v), part);
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i) x[v + i] = part[kDescending ? kVector<T> - 1 - i : i];
     }
   } else {
     S2E_MARK_BRANCH(kMarkScalarLoad);
+j = opaque(j);
 #pragma unroll
-    for (int i = 0; i < K; ++i) x[i] = j + i < n ? to_float(w.first[(j + i) * w.step]) : 0.f;
+    for (int i = 0; i < K; ++i) x[i] = j + i < n ? load_scalar(w.first + (j + i) * w.step) : 0.f;
   }
 }
 
 template <int K, bool kDescending, class T>
 __device__ __forceinline__ void store(const Walk<T>& w, int j, int n, bool full, const float (&x)[K]) {
-  if (full && vectorizable<K, kDescending>(w, j)) {
+  if (full && w.vectors) {
+    T* const lowest = kDescending ? w.first - (j + K - 1) : w.first + j;
 #pragma unroll
     for (int v = 0; v < K; v += kVector<T>) {
       float part[kVector<T>];
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i) part[kDescending ? kVector<T> - 1 - i : i] = x[v + i];
-      store_vector(kDescending ? w.first - (j + v + kVector<T> - 1) : w.first + (j + v), part);
+      store_vector(lowest + (kDescending ? K - kVector<T> - v : v), part);
     }
   } else {
     S2E_MARK_BRANCH(kMarkScalarStore);
+j = opaque(j);
 #pragma unroll
     for (int i = 0; i < K; ++i)
-      if (j + i < n) w.first[(j + i) * w.step] = from_float<T>(x[i]);
+      if (j + i < n) store_scalar(w.first + (j + i) * w.step, x[i]);
   }
 }
 
@@ -144,42 +165,19 @@ __device__ __forceinline__ float4* quad(float* row, int lane, int i) {
   return reinterpret_cast<float4*>(row) + (i / 4 * 32 + lane);
 }
 
-// Copies positions [j, j + 32 K) of `states` rows of B or C, of which w is the first, to shared memory as floats, 0 beyond
-// n; the rows there are `pitch` floats apart. The whole block takes part; barriers are the caller's.
+// Copies a tile of `states` rows of B or C, of which w (made by Walk::from) is the first, to shared memory as floats, 0 beyond n; the rows are
+// `stride` elements apart in memory, `pitch` floats in shared memory. A row at a time to each warp; barriers are the caller's.
 template <int K, bool kDescending, class T>
-__device__ __forceinline__ void stage(const GpuStrided& x, const Walk<T>& w, int j, int n, int states, float* tile, int pitch) {
-  constexpr int kTile = 32 * K;
-  constexpr int kUnits = kTile / kVector<T>;  // 16-byte words of a row
-  const bool aligned = x.row % kVector<T> == 0 && j + kTile <= n && vectorizable<kVector<T>, kDescending>(w, j);
-  if (aligned) {
+__device__ __forceinline__ void stage(Walk<T> w, int64_t stride, int begin, int n, int states, float* tile, int pitch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, k = begin + lane * K;
+  w.first += warp * stride;
 #pragma unroll 1
-    for (int unit = threadIdx.x; unit < states * kUnits; unit += blockDim.x) {
-      S2E_MARK(kMarkStage);
-      const int state = unit / kUnits, p = unit % kUnits * kVector<T>;
-      float part[kVector<T>];
-      const T* const from = w.first + state * x.row + (kDescending ? -(j + p + kVector<T> - 1) : j + p);
-      load_vector(from, part);
+  for (int state = warp; state < states; state += warps, w.first += warps * stride) {
+    S2E_MARK(kMarkStage);
+    float x[K];
+    load<K, kDescending>(w, k, n, begin + 32 * K <= n, x);
 #pragma unroll
-      for (int i = 0; i < kVector<T>; i += 4) {
-        float4 four;
-        if (kDescending) {
-          constexpr int kLast = kVector<T> - 1;
-          four = {part[kLast - i], part[kLast - i - 1], part[kLast - i - 2], part[kLast - i - 3]};
-        } else {
-          four = {part[i], part[i + 1], part[i + 2], part[i + 3]};
-        }
-        *reinterpret_cast<float4*>(tile + state * pitch + slot<K>(p + i)) = four;
-      }
-    }
-  } else {
-    const bool states_together = x.row == 1;  // in memory: then neighbouring threads take neighbouring states
-#pragma unroll 1
-    for (int unit = threadIdx.x; unit < states * kTile; unit += blockDim.x) {
-      S2E_MARK(kMarkStageScalar);
-      const int state = states_together ? unit % states : unit / kTile;
-      const int p = states_together ? unit / states : unit % kTile;
-      tile[state * pitch + slot<K>(p)] = j + p < n ? to_float(w.first[state * x.row + (j + p) * w.step]) : 0.f;
-    }
+    for (int i = 0; i < K; i += 4) *quad<K>(tile + state * pitch, lane, i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
   }
 }
 
