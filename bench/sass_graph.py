@@ -103,13 +103,19 @@ class Graph:
         return after
 
     def _is_call(self, i: Instruction) -> bool:
-        """CALL also serves as a far jump. A subroutine returns, and stands behind the kernel's last EXIT."""
+        """CALL also serves as a far jump; what a subroutine starts comes to a RET."""
         if i.opcode != "CALL":
             return False
-        address = i.target
-        while (end := self._code[address]).opcode not in ("EXIT", "RET") or end.predicate:
-            address += STEP
-        return end.opcode == "RET"
+        pending, seen = [i.target], {i.target}
+        while pending:
+            i = self._code[pending.pop()]
+            if i.opcode == "RET":
+                return True
+            after = [i.address + STEP, i.target] if i.opcode == "BSSY" else [i.address + STEP]
+            new = set(after if i.opcode in ("BSSY", "CALL") else self._following(i)) - seen
+            seen |= new
+            pending += new
+        return False
 
     def _walk(self, start: int, stop: str | None = None) -> Iterator[Instruction]:
         """Instructions that can be reached, not beyond those that set or end the barrier `stop`."""
