@@ -3,12 +3,13 @@
 //
 // What a GPU leaves open is chosen by emulator_set_order: the order of the blocks, of the warps between two block barriers
 // and of the lanes between two warp operations. Correct kernels give the same bits in every order; one that lacks a barrier
-// does not. Dynamic shared memory starts as NaN in every block. Reported by an exception of launch(), which names kernel and
+// does not. Shared memory starts as NaN in every block. Reported by an exception of launch(), which names kernel and
 // block: barriers and warp operations that not all their threads reach, shuffles that read a lane which takes no part,
-// writes around the dynamic shared memory, and launches that no GPU would take. Static __shared__ is not poisoned.
+// writes around the dynamic shared memory, and launches that no GPU would take.
 #pragma once
 #include <cxxabi.h>
 #include <dlfcn.h>
+#include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -33,7 +34,7 @@
 #define __host__
 #define __constant__
 #define __grid_constant__
-#define __shared__ static
+#define __shared__ static thread_local  // so that all of them are one piece of memory: see static_shared()
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -202,6 +203,33 @@ inline void list_lanes(int first, int end) {
   }
 }
 
+struct Piece {
+  char* data = nullptr;
+  size_t bytes = 0;
+};
+
+inline thread_local char first_use;  // of thread-local storage: it is allocated late
+
+// The static shared memory of all kernels of this library: its thread-local storage.
+inline Piece static_shared() {
+  static_cast<volatile char&>(first_use) = 0;
+  Piece found;
+  const auto visit = [](dl_phdr_info* info, size_t, void* result) {
+    bool ours = false;
+    size_t bytes = 0;
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const ElfW(Phdr)& part = info->dlpi_phdr[i];
+      const uintptr_t begin = info->dlpi_addr + part.p_vaddr, own = reinterpret_cast<uintptr_t>(&block);
+      if (part.p_type == PT_LOAD && own >= begin && own < begin + part.p_memsz) ours = true;
+      if (part.p_type == PT_TLS) bytes = part.p_memsz;
+    }
+    if (ours) *static_cast<Piece*>(result) = {static_cast<char*>(info->dlpi_tls_data), bytes};
+    return int(ours);
+  };
+  dl_iterate_phdr(visit, &found);
+  return found;
+}
+
 inline std::string warp_name(int first) { return "warp " + std::to_string(first / WARP) + ": "; }
 
 // All lanes of the mask wait for the same operation: hands over their values and lets them go on.
@@ -301,12 +329,14 @@ inline void run_grid(int64_t blocks, int threads, size_t shared_bytes, void (*bo
   block.n = threads;
   block.body = body;
   block.arguments = arguments;
+  const Piece statics = static_shared();
   checks::begin_launch(arguments, argument_bytes);
   for (int64_t b : ordered(blocks)) {
     blockIdx.x = unsigned(b);
     block.memory.assign(shared_bytes + 2 * GUARD + 16, char(POISON));
     block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block.memory.data()) + GUARD + 15) / 16 * 16);
-    checks::begin_block(block.shared, shared_bytes);
+    std::memset(statics.data, POISON, statics.bytes);
+    checks::begin_block(block.shared, shared_bytes, statics.data, statics.bytes);
     run_block();
     check_guards(shared_bytes);
   }

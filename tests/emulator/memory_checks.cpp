@@ -45,7 +45,8 @@ struct Buffer {
 
 std::vector<Buffer> buffers;   // of the launches to come
 Buffer shared_memory{"shared memory", 0, 0, true, {}};
-Buffer variables{"a static variable", 0, 0, true, {}};  // __shared__ ones among them
+Buffer static_memory{"static shared memory", 0, 0, true, {}};
+Buffer variables{"a global variable", 0, 0, false, {}};
 uintptr_t arguments_begin, arguments_end;
 const void* code;  // of the running access
 uint32_t launch_began, runs, intervals, warp_intervals[MAX_THREADS / WARP], operations[MAX_THREADS / WARP];
@@ -109,7 +110,7 @@ void access(const void* pointer, size_t bytes, bool writes, const void* return_a
   const auto stack = reinterpret_cast<uintptr_t>(block.stacks) + block.current * STACK;
   if (!within(stack, stack + STACK) && !(within(arguments_begin, arguments_end) && !writes)) {
     Buffer* found = nullptr;
-    for (Buffer* buffer : {&shared_memory, &variables})
+    for (Buffer* buffer : {&shared_memory, &static_memory, &variables})
       if (within(buffer->begin, buffer->end)) found = buffer;
     for (size_t i = 0; i < buffers.size() && !found; ++i)
       if (within(buffers[i].begin, buffers[i].end)) found = &buffers[i];
@@ -132,10 +133,12 @@ void begin_launch(const void* arguments, size_t bytes) {
   variables.end = reinterpret_cast<uintptr_t>(&_end);
 }
 
-void begin_block(const char* shared, size_t bytes) {
+void begin_block(const char* shared, size_t bytes, const char* statics, size_t static_bytes) {
   ++runs;
   shared_memory.begin = reinterpret_cast<uintptr_t>(shared);
   shared_memory.end = shared_memory.begin + bytes;
+  static_memory.begin = reinterpret_cast<uintptr_t>(statics);
+  static_memory.end = static_memory.begin + static_bytes;
   block_barrier();
 }
 

@@ -16,7 +16,7 @@ namespace checks {
 #define S2E_UNWATCHED __attribute__((no_sanitize_thread))
 extern bool watching;  // a kernel runs
 void begin_launch(const void* arguments, size_t bytes);
-void begin_block(const char* shared, size_t bytes);
+void begin_block(const char* shared, size_t bytes, const char* statics, size_t static_bytes);
 void block_barrier();
 void warp_operation(int warp, bool barrier);  // that all lanes of the warp take part in
 #else
@@ -26,7 +26,7 @@ struct Ignore {
 };
 constexpr Ignore watching;
 inline void begin_launch(const void*, size_t) {}
-inline void begin_block(const char*, size_t) {}
+inline void begin_block(const char*, size_t, const char*, size_t) {}
 inline void block_barrier() {}
 inline void warp_operation(int, bool) {}
 #endif

@@ -36,6 +36,15 @@ __global__ void reuse(float* out) {
   out[t] = x;
 }
 
+// Static and dynamic shared memory before anything is written to them.
+__global__ void unwritten(float* out) {
+  __shared__ float fixed[32];
+  S2E_DYNAMIC_SHARED(float, dynamic);
+  out[0] = fixed[threadIdx.x];
+  out[1] = dynamic[threadIdx.x];
+  fixed[threadIdx.x] = dynamic[threadIdx.x] = 1.f;
+}
+
 __global__ void write_outside(int at) {
   S2E_DYNAMIC_SHARED(float, shared);
   __syncthreads();
@@ -131,6 +140,10 @@ const char* run_pass_up(int barrier, float* out, int blocks, int threads, int di
 
 const char* run_reuse(int second_barrier, float* out) {
   return message_of([=] { launch(second_barrier ? reuse<true> : reuse<false>, 1, 128, 0, nullptr, out); });
+}
+
+const char* run_unwritten(float* out) {
+  return message_of([=] { launch(unwritten, 2, 1, sizeof(float), nullptr, out); });
 }
 
 const char* run_write_outside(int at) {

@@ -9,7 +9,18 @@ using namespace seq2exp;
 
 extern "C" {
 
-int64_t scan_bytes() { return sizeof(GpuScan); }
+// Where each field of GpuScan begins, and where it ends; in the order of the Python side.
+const int64_t* scan_layout() {
+#define AT(field) int64_t(offsetof(GpuScan, field))
+#define ROWS(name) AT(rows[GPU_##name])
+  static const int64_t offsets[] = {
+      AT(batch), AT(dim), AT(state), AT(length), AT(groups), AT(groups_b), AT(groups_c), AT(softplus), AT(reverse),
+      AT(cu_seqlens), AT(sequences), ROWS(DELTA), ROWS(U), ROWS(Z), ROWS(OUT), ROWS(GRAD), ROWS(DDELTA), ROWS(DU), ROWS(DZ),
+      AT(B), AT(C), AT(A), AT(D), AT(bias), AT(last_state), AT(states), AT(workspace), AT(dB), AT(dC), AT(sums),
+      sizeof(GpuScan)};
+  return offsets;
+}
+
 int64_t scan_chunk() { return SCAN_GPU_CHUNK; }
 int64_t scan_chunks(const GpuScan* a) { return gpu_chunks(*a); }
 int64_t scan_forward_segments(const GpuScan* a) { return gpu_forward_segments(*a); }

@@ -67,6 +67,12 @@ def test_a_missing_second_barrier_shows(planted, order):
     assert np.array_equal(out[1], exact) and not np.array_equal(out[0], exact)
 
 
+def test_shared_memory_starts_as_nan_in_every_block(planted):
+    out = np.zeros(2, np.float32)
+    entry(planted, "run_unwritten", c_void_p)(out.ctypes.data)  # by two blocks
+    assert np.isnan(out).all()
+
+
 @pytest.mark.parametrize(
     ("at", "message"), [(64, "writes 0 bytes past the 256"), (100, "writes 144"), (-1, "writes 1 bytes before")]
 )
