@@ -1,0 +1,224 @@
+"""The Triton implementation: launches of the kernels in triton_kernels.py. Needs the package triton.
+
+Runs on CUDA tensors, or with TRITON_INTERPRET=1 on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from triton import cdiv
+
+from seq2exp.kernels.selective_scan import triton_kernels as kernels
+
+CHUNK = kernels.TILE.value
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 512, 1024  # with fewer, L is cut into segments
+FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 255  # declared, because ptxas by itself spills one or two to save a few
+CARRY_SEGMENTS, CARRY_ELEMENTS = 16, 32  # block of the carry kernel
+LOG2E = 1.4426950408889634
+TUNING = (2, 4, 8)  # warps of a program
+_warps = 4
+
+
+def tune(warps: int | None) -> None:
+    """Use another number of warps; None: the default."""
+    global _warps
+    _warps = warps or 4
+
+
+def chunk_length(length: int) -> int:
+    """Positions between saved states."""
+    return CHUNK
+
+
+def states_shape(batch: int, dim: int, state: int, length: int, n_sequences: int | None) -> list[int]:
+    """Shape of the saved states: the one that enters each tile of each sequence. Tiles start at multiples of CHUNK."""
+    tiles = cdiv(length, CHUNK)
+    return [batch * tiles if n_sequences is None else tiles + n_sequences, dim, state]
+
+
+def forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output (batch, dim, L) with u's dtype and strides, last state and chunk-boundary states (float32).
+
+    u, delta, z: (batch, dim, L) of one dtype (float32, bfloat16, float16), any strides. A: (dim, state) float32.
+    B, C: (batch, groups, state, L), float32, bfloat16 or float16, any strides; their groups may differ.
+    D, delta_bias: (dim,) float32. cu_seqlens: int64 (sequences + 1,).
+    """
+    batch, dim, length = u.shape
+    scan = _Scan.of(None, u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, cu_seqlens)
+    segments = scan.segments(scan.blocks, FORWARD_PROGRAMS)
+    n_sequences = None if cu_seqlens is None else scan.sequences
+    states = u.new_zeros(states_shape(batch, dim, A.shape[1], length, n_sequences), dtype=torch.float32)
+    with _device_of(u):
+        carry = scan.carry(segments, backward=False)
+        out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+        kernels.selective_scan_fwd_kernel[(scan.sequences * segments * scan.blocks,)](
+            scan.u, scan.delta, scan.A2, scan.B, scan.C, D, scan.z, delta_bias, cu_seqlens, out, states, carry,
+            scan.strides(scan.u), scan.strides(scan.delta), scan.strides(scan.z), scan.strides(out),
+            scan.strides(scan.B), scan.strides(scan.C),
+            length, dim, A.shape[1], segments, scan.blocks, scan.joint_groups, scan.channels(B), scan.channels(C),
+            SOFTPLUS=delta_softplus, REVERSE=reverse, QUADS=scan.quads, CONSTANT_B=_constant(scan.B),
+            CONSTANT_C=_constant(scan.C), W=_warps, num_warps=_warps, maxnreg=FORWARD_REGISTERS,
+        )  # fmt: skip
+    return _like(u, out), carry[:, -1].contiguous(), states
+
+
+def backward(
+    grad_out: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, states: Tensor,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """du, ddelta, dA, dB, dC, dD, dz, ddelta_bias; None for absent inputs. The same bits every time.
+
+    du, ddelta and dz have the dtypes and strides of their inputs; dA, dD, ddelta_bias are float32; dB and dC are
+    contiguous, in the dtypes of B and C.
+    """
+    batch, dim, length = u.shape
+    scan = _Scan.of(grad_out, u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, cu_seqlens)
+    segments = scan.segments(scan.closed_groups, BACKWARD_PROGRAMS)
+    parts = (scan.sequences * segments, dim)
+
+    def rows(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+    def sums(x: Tensor | None, *size: int) -> Tensor | None:
+        return None if x is None else u.new_zeros(*parts, *size, dtype=torch.float32)
+
+    with _device_of(u):
+        carry = scan.carry(segments, backward=True)
+        du, ddelta, dz = rows(u), rows(delta), rows(z)
+        dA, dD, dbias = sums(A, A.shape[1]), sums(D), sums(delta_bias)
+        dB, dC = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (B, C))
+        kernels.selective_scan_bwd_kernel[(scan.sequences * segments * scan.closed_groups,)](
+            scan.grad, scan.u, scan.delta, scan.A2, scan.B, scan.C, D, scan.z, delta_bias, cu_seqlens, states, carry,
+            du, ddelta, dA, dB, dC, dD, dz, dbias,
+            scan.strides(scan.grad), scan.strides(scan.u), scan.strides(scan.delta), scan.strides(scan.z),
+            scan.strides(du), scan.strides(scan.B), scan.strides(scan.C), scan.strides(dB), scan.strides(dC),
+            length, dim, A.shape[1], segments, scan.closed_groups, scan.blocks, scan.joint_groups,
+            scan.channels(B), scan.channels(C),
+            SOFTPLUS=delta_softplus, REVERSE=reverse, QUADS=scan.quads, CONSTANT_B=_constant(scan.B),
+            CONSTANT_C=_constant(scan.C), W=_warps, num_warps=_warps, maxnreg=BACKWARD_REGISTERS,
+        )  # fmt: skip
+    dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
+    return (
+        _like(u, du), _like(delta, ddelta), dA, dB.to(B.dtype), dC.to(C.dtype), dD,
+        None if z is None else _like(z, dz), dbias,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """The inputs as the kernels take them, and how the work is cut, which depends on shapes alone."""
+
+    grad: Tensor | None
+    u: Tensor
+    delta: Tensor
+    A2: Tensor  # log2(e) A: decays are powers of 2
+    B: Tensor
+    C: Tensor
+    z: Tensor | None
+    bias: Tensor | None
+    softplus: bool
+    reverse: bool
+    cu_seqlens: Tensor | None
+
+    @classmethod
+    def of(
+        cls, grad: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None,
+        bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
+    ) -> _Scan:  # fmt: skip
+        """Copies what is neither adjacent nor constant along L. No copy is larger than the gradient of its original."""
+        grad, u, delta, z = (x if x is None or x.stride(2) == 1 else x.contiguous() for x in (grad, u, delta, z))
+        B, C = (x if x.stride(3) in (0, 1) else x.contiguous() for x in (B, C))
+        return cls(grad, u, delta, A.contiguous() * LOG2E, B, C, z, bias, softplus, reverse, cu_seqlens)
+
+    @cached_property
+    def quads(self) -> bool:
+        """Do all rows start at multiples of four elements?"""
+        tensors = [x for x in (self.grad, self.u, self.delta, self.z, self.B, self.C) if x is not None and not _constant(x)]
+        return self.u.shape[2] % 4 == 0 and all(
+            x.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in _steps(x)) for x in tensors
+        )
+
+    def strides(self, x: Tensor | None) -> tuple[int, ...] | None:
+        """Of all dimensions but L, in quads where the rows of x are read as such."""
+        if x is None:
+            return None
+        unit = 4 if self.quads and not _constant(x) else 1
+        return tuple(step // unit for step in _steps(x))
+
+    @property
+    def sequences(self) -> int:
+        return self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    @property
+    def joint_groups(self) -> int:
+        """Runs of channels that share both B and C."""
+        return math.lcm(self.B.shape[1], self.C.shape[1])
+
+    @property
+    def closed_groups(self) -> int:
+        """Runs of channels that share neither B nor C with any other."""
+        return math.gcd(self.B.shape[1], self.C.shape[1])
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of channels, none of which reaches over two joint groups."""
+        return self.joint_groups * cdiv(self.u.shape[1] // self.joint_groups, _warps)
+
+    def channels(self, x: Tensor) -> int:
+        """Channels of a group of B or C."""
+        return self.u.shape[1] // x.shape[1]
+
+    def segments(self, programs: int, wanted: int) -> int:
+        """Parts of L that run side by side, when a part of all sequences takes so many programs."""
+        return min(cdiv(wanted, programs * self.sequences), cdiv(self.u.shape[2], CHUNK))
+
+    def carry(self, segments: int, backward: bool) -> Tensor:
+        """(sequences, segments, dim, state) float32: the states that enter the segments, or backward the adjoints."""
+        dim, state = self.A2.shape
+        carry = self.A2.new_zeros(self.sequences, segments, dim, state)
+        if segments == 1:
+            return carry
+        ends, sums = torch.zeros_like(carry), torch.empty_like(carry[..., 0])
+        value, z, P = (self.grad, self.z, self.C) if backward else (self.u, None, self.B)
+        kernels.selective_scan_segment_kernel[(self.sequences * segments * self.blocks,)](
+            value, z, self.delta, self.A2, P, self.bias, self.cu_seqlens, ends, sums,
+            self.strides(value), self.strides(z), self.strides(self.delta), self.strides(P),
+            self.u.shape[2], dim, state, segments, self.blocks, self.joint_groups, self.channels(P),
+            SOFTPLUS=self.softplus, REVERSE=self.reverse, QUADS=self.quads, CONSTANT=_constant(P), W=_warps,
+            BACKWARD=backward, num_warps=_warps, maxnreg=FORWARD_REGISTERS,
+        )  # fmt: skip
+        elements = cdiv(dim * state, CARRY_ELEMENTS)
+        kernels.selective_scan_carry_kernel[(self.sequences * elements,)](
+            self.A2, ends, sums, carry, dim, state, segments, elements,
+            BLOCK_S=CARRY_SEGMENTS, BLOCK_E=CARRY_ELEMENTS, BACKWARD=backward, num_warps=1,
+        )  # fmt: skip
+        return carry
+
+
+def _constant(x: Tensor) -> bool:
+    """Is x the same along L?"""
+    return x.stride(-1) == 0
+
+
+def _steps(x: Tensor) -> list[int]:
+    """Strides of all dimensions but the last; of one of size 1 it does not matter."""
+    return [step if size > 1 else 0 for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
+
+
+def _like(x: Tensor, rows: Tensor) -> Tensor:
+    """rows with the strides that torch.empty_like(x) has."""
+    strides = torch.empty_like(x, device="meta").stride()
+    return rows if strides == rows.stride() else torch.empty_like(x).copy_(rows)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
