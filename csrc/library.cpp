@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY(seq2exp_native, m) {
   m.def(
       "selective_scan_cuda_bwd(Tensor grad_out, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
       "Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? cu_seqlens, Tensor states) -> Tensor[]");
+  m.def("selective_scan_tune(int items, int warps) -> ()");
   m.def("cpu_instruction_sets() -> str[]");
   m.def("cpu_instruction_set() -> str");
   m.def("set_cpu_instruction_set(str name) -> ()");

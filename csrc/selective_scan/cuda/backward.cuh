@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
       if (active) {
         const int n = place.seq.length, k = opaque(begin) + lane * K;
         const bool full = begin + kTile <= n;
-        fill<kDescending>(mine, a, place.seq.row, channel, place.first_time, lane);
+        fill<kDescending>(mine, a, place.seq, channel, place.first_time, lane);
         __syncwarp();
         load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, l.dt);
         load<K, kDescending>(mine.rows[GPU_U], k, n, full, l.x);
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
           l.x[i] *= l.dt[i];
           l.d_dt[i] = l.d_x[i] = 0.f;
         }
-        const float* const saved = a.states + ((place.seq.first_chunk + begin / kTile) * a.dim + channel) * state;
+        const float* const saved = mine.states + begin / kTile * a.dim * state;
 #pragma unroll 1
         for (int i = lane; i < state; i += 32) {
           S2E_MARK(kMarkSave);

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
   __shared__ Channel<T> channels[kMostWarps];
   __shared__ Walk<T> b_walk, c_walk;
   Channel<T>& mine = channels[warp];
-  if (active) fill<kDescending>(mine, a, seq.row, channel, first_time, lane);
+  if (active) fill<kDescending>(mine, a, seq, channel, first_time, lane);
   if (threadIdx.x == 0) {
     b_walk = walk<kDescending, T>(a.B, seq.row, group_of(work.group, a.groups, a.groups_b), 0, first_time);
     c_walk = walk<kDescending, T>(a.C, seq.row, group_of(work.group, a.groups, a.groups_c), 0, first_time);
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
     }
     if (!active) continue;
     if (a.states) {
-      float* const saved = a.states + ((seq.first_chunk + begin / SCAN_GPU_CHUNK) * a.dim + channel) * state;
+      float* const saved = mine.states + begin / SCAN_GPU_CHUNK * a.dim * state;
 #pragma unroll 1
       for (int i = lane; i < state; i += 32) {
         S2E_MARK(kMarkSave);
@@ -160,17 +160,17 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
     }
     if (a.rows[GPU_Z].data) {
       float gate[K];
-      load<K, kDescending>(mine.rows[GPU_Z], k, n, full, gate);
+      load<K, kDescending>(mine.rows[GPU_Z], opaque(begin) + lane * K, n, full, gate);
 #pragma unroll
       for (int i = 0; i < K; ++i) y[i] *= gate[i] * fast_sigmoid(gate[i]);
     }
-    store<K, kDescending>(mine.rows[GPU_OUT], k, n, full, y);
+    store<K, kDescending>(mine.rows[GPU_OUT], opaque(begin) + lane * K, n, full, y);
   }
   if (active && work.segment == static_cast<int>(segments) - 1) {
 #pragma unroll 1
     for (int i = lane; i < state; i += 32) {
       S2E_MARK(kMarkLast);
-      a.last_state[(static_cast<int64_t>(work.sequence) * a.dim + channel) * state + i] = own[i].h;
+      a.last_state[(static_cast<int64_t>(work.sequence) * a.dim + opaque(channel)) * state + i] = own[i].h;
     }
   }
 }
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __
   __shared__ Channel<T> channels[kMostWarps];
   __shared__ Walk<T> source_walk;
   Channel<T>& mine = channels[warp];
-  if (active) fill<kDescending>(mine, a, seq.row, channel, first_time, lane);
+  if (active) fill<kDescending>(mine, a, seq, channel, first_time, lane);
   if (threadIdx.x == 0)
     source_walk = walk<kDescending, T>(source, seq.row, group_of(work.group, a.groups, kAdjoint ? a.groups_c : a.groups_b), 0, first_time);
   float sum = 0.f;

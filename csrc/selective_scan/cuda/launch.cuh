@@ -5,16 +5,16 @@
 namespace seq2exp {
 namespace {
 
-constexpr int kForwardItems = 16, kSegmentItems = 16;  // positions a lane
-constexpr int kForwardWarps = 8, kSegmentWarps = 8, kBackwardWarps = 8;
+constexpr int kSegmentItems = 16;  // positions a lane
 
 struct Geometry {
   int warps;
   int64_t blocks;  // of channels in a group
 };
 
-inline Geometry geometry(const GpuScan& a, int most) {
+inline Geometry geometry(const GpuScan& a) {
   const int64_t channels = a.dim / a.groups;
+  const int most = gpu_shape().warps;
   const int warps = static_cast<int>(channels < most ? channels : most);
   return {warps, (channels + warps - 1) / warps};
 }
@@ -34,30 +34,30 @@ void chain(const GpuScan& a, float* part, const float* decays, int64_t segments,
 
 template <class T, bool kDescending, bool kAdjoint>
 void segment_pass(const GpuScan& a, float* part, float* decays, int64_t segments, int tile, cudaStream_t stream) {
-  const Geometry g = geometry(a, kSegmentWarps);
+  const Geometry g = geometry(a);
   launch(selective_scan_segment_kernel<T, kSegmentItems, kDescending, kAdjoint>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
          shared_bytes(a, 32 * kSegmentItems, 1, g.warps, 2), stream, a, part, decays, static_cast<unsigned>(segments), tile);
 }
 
-template <class T, bool kDescending>
+template <class T, int kItems, bool kDescending>
 void forward(const GpuScan& a, cudaStream_t stream) {
   const int64_t segments = gpu_forward_segments(a);
-  const Geometry g = geometry(a, kForwardWarps);
+  const Geometry g = geometry(a);
   float* entry = nullptr;
   if (segments > 1) {
     entry = a.workspace;
     float* const decays = entry + a.sequences * segments * a.dim * a.state;
-    segment_pass<T, kDescending, false>(a, entry, decays, segments, 32 * kForwardItems, stream);
+    segment_pass<T, kDescending, false>(a, entry, decays, segments, 32 * kItems, stream);
     chain<false>(a, entry, decays, segments, stream);
   }
-  launch(selective_scan_fwd_kernel<T, kForwardItems, kDescending>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
-         shared_bytes(a, 32 * kForwardItems, 2, g.warps, 4), stream, a, static_cast<const float*>(entry), static_cast<unsigned>(segments));
+  launch(selective_scan_fwd_kernel<T, kItems, kDescending>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
+         shared_bytes(a, 32 * kItems, 2, g.warps, 4), stream, a, static_cast<const float*>(entry), static_cast<unsigned>(segments));
 }
 
 template <class T, bool kDescending, bool kGate>
 void backward(const GpuScan& a, cudaStream_t stream) {
   const int64_t segments = gpu_backward_segments(a);
-  const Geometry g = geometry(a, kBackwardWarps);
+  const Geometry g = geometry(a);
   float* const adjoint = a.workspace;
   float* const decays = adjoint + a.sequences * segments * a.dim * a.state;
   if (segments > 1) segment_pass<T, !kDescending, true>(a, adjoint, decays, segments, SCAN_GPU_CHUNK, stream);
@@ -71,7 +71,11 @@ void backward(const GpuScan& a, cudaStream_t stream) {
 template <class T>
 void gpu_forward(const GpuScan& a, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
-  a.reverse ? forward<T, true>(a, s) : forward<T, false>(a, s);
+  if (gpu_shape().items == 8) {
+    a.reverse ? forward<T, 8, true>(a, s) : forward<T, 8, false>(a, s);
+  } else {
+    a.reverse ? forward<T, 16, true>(a, s) : forward<T, 16, false>(a, s);
+  }
 }
 
 template <class T>

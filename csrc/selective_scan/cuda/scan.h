@@ -33,6 +33,14 @@ struct GpuScan {
   float* sums;                         // (sequences, gpu_backward_segments, dim, state + 2): parts of dA, then dD, ddelta_bias
 };
 
+// Block shapes: positions a lane of the forward (8 or 16), warps a block (at most 8). 0: the default. For all later calls;
+// make gpu measures with it.
+struct GpuShape {
+  int items, warps;
+};
+void set_gpu_shape(GpuShape);
+GpuShape gpu_shape();
+
 // Numbers of parts of L that run side by side. They depend on shapes alone, so the bits of the results do too.
 int64_t gpu_forward_segments(const GpuScan&);
 int64_t gpu_backward_segments(const GpuScan&);

@@ -1,4 +1,4 @@
-// Into how many parts L is cut. From shapes alone: the same bits on every GPU.
+// Block shapes, and into how many parts L is cut: from shapes alone, for the same bits on every GPU.
 #include "selective_scan/cuda/scan.h"
 
 #include <algorithm>
@@ -9,14 +9,19 @@ namespace {
 constexpr int64_t FORWARD_WARPS = 2048;   // enough to fill a chip; fewer and L is cut, at the price of a second pass
 constexpr int64_t BACKWARD_BLOCKS = 1024;
 
+GpuShape shape{16, 8};
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t workspace(const GpuScan& a, int64_t segments) { return a.sequences * segments * a.dim * (a.state + 1); }
 
 }  // namespace
 
+void set_gpu_shape(GpuShape s) { shape = {s.items ? s.items : 16, s.warps ? s.warps : 8}; }
+GpuShape gpu_shape() { return shape; }
+
 int64_t gpu_forward_segments(const GpuScan& a) {
-  const int64_t tiles = ceil_div(a.length, SCAN_GPU_CHUNK);
+  const int64_t tiles = ceil_div(a.length, 32 * shape.items);
   return std::clamp(FORWARD_WARPS / (a.sequences * a.dim), int64_t(1), tiles);
 }
 

@@ -131,8 +131,16 @@ std::vector<Tensor> backward(Tensor grad, Tensor u, Tensor delta, Tensor A, Tens
   return {du, ddelta, dz, dB, dC, sums};
 }
 
+void tune(int64_t items, int64_t warps) {
+  STD_TORCH_CHECK((items == 0 || items == 8 || items == 16) && warps >= 0 && warps <= 8,
+                  "selective_scan_tune: items must be 8 or 16, warps 1 to 8, 0 for the default");
+  set_gpu_shape({static_cast<int>(items), static_cast<int>(warps)});
+}
+
 }  // namespace
 }  // namespace seq2exp
+
+STABLE_TORCH_LIBRARY_IMPL(seq2exp_native, CompositeExplicitAutograd, m) { m.impl("selective_scan_tune", TORCH_BOX(&seq2exp::tune)); }
 
 STABLE_TORCH_LIBRARY_IMPL(seq2exp_native, CUDA, m) {
   m.impl("selective_scan_fwd", TORCH_BOX(&seq2exp::forward));

@@ -98,14 +98,16 @@ __device__ __forceinline__ Walk<T> walk(const GpuStrided& x, int64_t batch, int6
 template <class T>
 struct Channel {
   Walk<T> rows[GPU_ROWS];
+  float* states;  // the saved states of chunk 0 of its sequence
   float bias, skip;
 };
 
 // Filled by the lanes of a warp, a row each; __syncwarp is the caller's.
 template <bool kDescending, class T>
-__device__ __forceinline__ void fill(Channel<T>& c, const GpuScan& a, int64_t batch, int channel, int time, int lane) {
-  if (lane < GPU_ROWS) c.rows[lane] = walk<kDescending, T>(a.rows[lane], batch, 0, channel, time);
+__device__ __forceinline__ void fill(Channel<T>& c, const GpuScan& a, const Sequence& seq, int channel, int time, int lane) {
+  if (lane < GPU_ROWS) c.rows[lane] = walk<kDescending, T>(a.rows[lane], seq.row, 0, channel, time);
   if (lane == 0) {
+    c.states = a.states + (seq.first_chunk * a.dim + channel) * a.state;
     c.bias = a.bias ? a.bias[channel] : 0.f;
     c.skip = a.D ? a.D[channel] : 0.f;
   }
