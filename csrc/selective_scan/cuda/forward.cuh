@@ -21,12 +21,12 @@ __device__ __forceinline__ void combine_lanes(float& p, float& h, int d, int lan
   (void)lane;  // the shuffle itself tells whether the other lane exists
   const int clamp = kUp ? 0 : 31;
   if (kUp) {
-    asm("{.reg .f32 a, b; .reg .pred q; shfl.sync.up.b32 a|q, %0, %2, %3, 0xffffffff; shfl.sync.up.b32 b, %1, %2, %3, 0xffffffff;"
+    asm volatile("{.reg .f32 a, b; .reg .pred q; shfl.sync.up.b32 a|q, %0, %2, %3, 0xffffffff; shfl.sync.up.b32 b, %1, %2, %3, 0xffffffff;"
         "@q fma.rn.f32 %0, %1, a, %0; @q mul.rn.f32 %1, %1, b;}"
         : "+f"(h), "+f"(p)
         : "r"(d), "r"(clamp));
   } else {
-    asm("{.reg .f32 a, b; .reg .pred q; shfl.sync.down.b32 a|q, %0, %2, %3, 0xffffffff; shfl.sync.down.b32 b, %1, %2, %3, 0xffffffff;"
+    asm volatile("{.reg .f32 a, b; .reg .pred q; shfl.sync.down.b32 a|q, %0, %2, %3, 0xffffffff; shfl.sync.down.b32 b, %1, %2, %3, 0xffffffff;"
         "@q fma.rn.f32 %0, %1, a, %0; @q mul.rn.f32 %1, %1, b;}"
         : "+f"(h), "+f"(p)
         : "r"(d), "r"(clamp));
