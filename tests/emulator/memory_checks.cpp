@@ -105,8 +105,8 @@ void access(const void* pointer, size_t bytes, bool writes, const void* return_a
   if (!watching) return;
   watching = false;
   code = return_address;
-  const auto begin = reinterpret_cast<uintptr_t>(pointer), end = begin + bytes;
-  const auto within = [=](uintptr_t from, uintptr_t to) { return from <= begin && end <= to; };
+  const auto begin = reinterpret_cast<uintptr_t>(pointer);
+  const auto within = [=](uintptr_t from, uintptr_t to) { return from <= begin && begin < to && bytes <= to - begin; };
   const auto stack = reinterpret_cast<uintptr_t>(block.stacks) + block.current * STACK;
   if (!within(stack, stack + STACK) && !(within(arguments_begin, arguments_end) && !writes)) {
     Buffer* found = nullptr;

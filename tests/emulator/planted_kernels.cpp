@@ -99,7 +99,7 @@ __global__ void arrival(int* out, int* counter) {
 }
 
 // Mistakes that no value shows, for the memory checks.
-enum Access { kRight, kSameValue, kShuffleForBarrier, kBeyondEnd, kBelowBegin, kOtherBlock, kReadBeforeWrite };
+enum Access { kRight, kSameValue, kShuffleForBarrier, kBeyondEnd, kBelowBegin, kOtherBlock, kReadBeforeWrite, kWildPointer };
 
 __global__ void access(Access how, const float* in, float* out) {
   S2E_DYNAMIC_SHARED(float, shared);
@@ -119,6 +119,7 @@ __global__ void access(Access how, const float* in, float* out) {
   x = shared[t ^ 1];
   if (how == kBeyondEnd && i == 127) x += 0.f * in[128];
   if (how == kBelowBegin && i == 0) x += 0.f * in[-1];
+  if (how == kWildPointer) x += *reinterpret_cast<const float*>(~uintptr_t(0));
   out[i] = x;
   if (how == kOtherBlock && i == 64) out[0] = x;
 }

@@ -188,6 +188,7 @@ BETWEEN = "without a barrier between"
         (4, "thread 0 reads 4 bytes outside of every buffer"),
         (5, rf"thread 0 writes out \+ 0, which thread 0 writes, {BETWEEN}"),
         (6, rf"thread 32 writes shared memory \+ 128, which thread 31 reads, {BETWEEN}"),
+        (7, "thread 0 reads 4 bytes outside of every buffer"),
     ],
 )
 def test_memory_checks_report_what_no_value_shows(checked, how, message):
