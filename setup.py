@@ -164,8 +164,8 @@ class BuildPython(build_py):
     def run(self) -> None:
         if not compiler():
             notice(
-                f"no working C++ compiler ({cxx()}), so the compiled kernels are left out: everything runs on plain "
-                "PyTorch, the scan several times slower on the CPU."
+                f"no working C++ compiler ({cxx()}), so the compiled kernels are left out: the CPU uses plain PyTorch, "
+                "the scan several times slower there, GPU tensors Triton where it is installed."
             )
         super().run()
 
@@ -185,7 +185,7 @@ class BuildNative(build_ext):
             reason = f"nvcc ({nvcc}) failed, see above" if nvcc else "nvcc was not found"
             notice(
                 f"{reason}, so the CUDA kernels are left out: the CPU kernels are built ({cxx()}), GPU tensors use "
-                "plain PyTorch."
+                "Triton, or plain PyTorch where it is not installed."
             )
         else:
             sys.exit(

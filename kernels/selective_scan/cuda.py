@@ -57,7 +57,7 @@ def backward(
 
 
 def parameter_gradients(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """dA (dim, state), dD (dim,), ddelta_bias (dim,) from the parts of the segments, (sequences, segments, dim, state + 2)."""
+    """dA (dim, state), dD, ddelta_bias (dim,) from the segments' parts (sequences, segments, dim, state + 2)."""
     total = sums.sum((0, 1), dtype=torch.float64).float()
     return total[:, :-2].contiguous(), total[:, -2].contiguous(), total[:, -1].contiguous()
 

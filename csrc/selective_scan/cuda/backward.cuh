@@ -248,8 +248,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
         S2E_MARK(kMarkStates);
         const int states = least(state - first, kStateBlock);
         if (base == 0 || !one_block) {
-          S2E_MARK_BRANCH(kMarkBegin);
-          __syncthreads();
+          S2E_MARK_BRANCH(kMarkBegin);  // all are past the barrier before kMarkEnd: nobody reads what was there
           stage<K, kDescending>(b_walk.from(first, a.B), a.B.row, begin, place.seq.length, states, shared, kPitch);
           stage<K, kDescending>(c_walk.from(first, a.C), a.C.row, begin, place.seq.length, states, shared + kTile, kPitch);
           each_sum<K>(a, place, begin, first, states, [&](int64_t at, int in) {
