@@ -211,5 +211,6 @@ def _check_offsets(cu_seqlens: Tensor | None, length: int) -> None:
     """The values of cu_seqlens; inside the op, where they are known."""
     if cu_seqlens is None:
         return
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != length or bool((cu_seqlens.diff() < 0).any()):
-        raise ValueError(f"selective_scan: cu_seqlens must rise from 0 to L = {length}, got {cu_seqlens.tolist()[:20]}")
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != length or bounds != sorted(bounds):
+        raise ValueError(f"selective_scan: cu_seqlens must rise from 0 to L = {length}, got {bounds[:20]}")
