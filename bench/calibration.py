@@ -1,9 +1,9 @@
 """The instruction counter on mamba-ssm's own scan, against figures that were counted independently.
 
-The variant: bfloat16 storage, real weights, variable B and C, softplus and z, state 16, 128 threads of 16 positions, which
-the package takes at L > 1024. L = 200,000 is no multiple of 2,048 and takes its uneven path, 200,704 the even one. It is
-compiled for sm_80 with the package's own flags. One rule gives all four figures: that of sass.py, from the trips of the
-loops; the kernels of torch around it are not counted.
+The variant: bfloat16 storage, real weights, variable B and C, softplus and z, state 16, 128 threads of 16 positions,
+which the package takes at L > 1024. L = 200,000 is no multiple of 2,048 and takes its uneven path, 200,704 the even
+one. It is compiled for sm_80 with the package's own flags. One rule gives all four figures: that of sass.py, from the
+trips of the loops; the kernels of torch around it are not counted.
 """
 
 from __future__ import annotations

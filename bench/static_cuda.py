@@ -1,0 +1,134 @@
+"""The static figures of the CUDA kernels: compiled with nvcc as setup.py does, with and without marks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import sass
+import scan_trips
+from gpu_build import load_setup
+from sass import Kernel, SassError
+from sass_graph import STEP
+from scan_trips import Problem
+from static_report import TORCH, TORCH_INSTRUCTIONS, Op, Variant
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "csrc" / "selective_scan" / "cuda").glob("scan_*.cu"))  # one a storage type
+MARKED = "-DSEQ2EXP_MARKERS"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Kernels of one architecture by name such as selective_scan_fwd_kernel<float, false>."""
+
+    architecture: int
+    plain: dict[str, Kernel]
+    marked: dict[str, Kernel]
+    resources: dict[str, dict[str, int]]
+
+
+def compile_all(architectures: tuple[int, ...]) -> list[Compiled]:
+    """Raises SassError when a source does not compile."""
+    setup = load_setup()
+    command = [setup.find_nvcc(), *setup.NVCC_FLAGS.split(), f"-I{ROOT / 'csrc'}", "-cubin"]
+    with (
+        TemporaryDirectory() as folder,
+        ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool,
+    ):
+
+        def build(architecture: int, source: Path, define: str) -> Path:
+            cubin = Path(folder, f"{source.stem}_{architecture}{define}.cubin")
+            options = [f"-arch=sm_{architecture}", *([define] if define else [])]
+            done = subprocess.run([*command, *options, source, "-o", cubin], capture_output=True, text=True)
+            if done.returncode:
+                raise SassError(f"{source.name} does not compile for sm_{architecture}:\n{done.stderr}")
+            return cubin
+
+        jobs = {
+            (architecture, define): [pool.submit(build, architecture, source, define) for source in SOURCES]
+            for architecture in architectures
+            for define in ("", MARKED)
+        }
+        cubins = {key: [job.result() for job in started] for key, started in jobs.items()}
+        return [
+            Compiled(
+                architecture,
+                plain=_by_name(cubins[architecture, ""], sass.kernels),
+                marked=_by_name(cubins[architecture, MARKED], sass.kernels),
+                resources=_by_name(cubins[architecture, ""], sass.resources),
+            )
+            for architecture in architectures
+        ]
+
+
+def _by_name(cubins: list[Path], read) -> dict:
+    """Everything that `read` finds, by demangled name without namespaces, return type and parameters."""
+    found = {}
+    for cubin in cubins:
+        here = read(cubin)
+        names = subprocess.run(["c++filt", *here], capture_output=True, text=True, check=True).stdout.splitlines()
+        for name, value in zip(names, here.values(), strict=True):
+            short = re.search(
+                r"(\w+_kernel(?:<.*?>)?)\(", name.replace("seq2exp::", "").replace("(anonymous namespace)::", "")
+            )
+            if short is None:
+                raise SassError(f"a kernel of another name than ..._kernel: {name}")
+            found[short[1]] = value
+    return found
+
+
+def variants(compiled: Compiled) -> list[Variant]:
+    found = []
+    for name, kernel in sorted(compiled.plain.items()):
+        threads, dynamic = scan_trips.block_shape(name)
+        found.append(
+            Variant(
+                "cuda", compiled.architecture, name, threads, local_accesses=kernel.local_accesses,
+                dynamic_shared=dynamic, code=len(kernel.code) * STEP, **compiled.resources[name],
+            )
+        )  # fmt: skip
+    return found
+
+
+def changed_by_marks(compiled: Compiled) -> dict[str, float]:
+    """By how much marks change the number of instructions of each kernel: the error they bring."""
+    return {
+        name: compiled.marked[name].instructions / kernel.instructions - 1 for name, kernel in compiled.plain.items()
+    }
+
+
+def op(compiled: Compiled, problem: Problem) -> Op:
+    """Raises SassError where kernels and what scan_trips.py knows of them do not fit together."""
+    numbers = scan_trips.mark_numbers()
+    kernels, classes = {}, dict.fromkeys(sass.CLASSES, 0.0)
+    for launch in scan_trips.launches(problem):
+        marks, branches, sites = (
+            {numbers[name]: value for name, value in given.items()}
+            for given in (launch.marks, launch.branches, launch.sites)
+        )
+        if launch.kernel not in compiled.marked:
+            raise SassError(f"{launch.kernel} was not compiled; there are {', '.join(sorted(compiled.marked))}")
+        count = compiled.marked[launch.kernel].count(marks=marks, branches=branches, sites=sites)
+        share = launch.blocks * launch.threads / problem.elements
+        kernels[launch.kernel] = count.total * share
+        for name, n in count.classes.items():
+            classes[name] += n * share
+    if elements := scan_trips.torch_elements(problem):
+        kernels[TORCH] = TORCH_INSTRUCTIONS * elements / problem.elements
+        classes["other"] += kernels[TORCH]
+    return Op(
+        "cuda",
+        compiled.architecture,
+        problem.direction,
+        problem.dtype,
+        problem.length,
+        problem.reverse,
+        kernels,
+        classes,
+    )
