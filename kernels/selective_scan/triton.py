@@ -21,14 +21,15 @@ FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 512, 1024  # with fewer, L is cut into seg
 FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 255  # declared, because ptxas by itself spills one or two to save a few
 CARRY_SEGMENTS, CARRY_ELEMENTS = 16, 32  # block of the carry kernel
 LOG2E = 1.4426950408889634
-TUNING = (2, 4, 8)  # warps of a program
-_warps = 4
+TUNING = (2, 4, 8)  # numbers of warps worth trying
+WARPS = 4  # of a program, unless tuned
+_warps = WARPS
 
 
 def tune(warps: int | None) -> None:
     """Use another number of warps; None: the default."""
     global _warps
-    _warps = warps or 4
+    _warps = warps or WARPS
 
 
 def chunk_length(length: int) -> int:
@@ -62,8 +63,7 @@ def forward(
         out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
         kernels.selective_scan_fwd_kernel[(scan.sequences * segments * scan.blocks,)](
             scan.u, scan.delta, scan.A2, scan.B, scan.C, D, scan.z, delta_bias, cu_seqlens, out, states, carry,
-            scan.strides(scan.u), scan.strides(scan.delta), scan.strides(scan.z), scan.strides(out),
-            scan.strides(scan.B), scan.strides(scan.C),
+            *scan.strides(scan.u, scan.delta, scan.z), *scan.strides(scan.B, scan.C),
             length, dim, A.shape[1], segments, scan.blocks, scan.joint_groups, scan.channels(B), scan.channels(C),
             SOFTPLUS=delta_softplus, REVERSE=reverse, QUADS=scan.quads, CONSTANT_B=_constant(scan.B),
             CONSTANT_C=_constant(scan.C), W=_warps, num_warps=_warps, maxnreg=FORWARD_REGISTERS,
@@ -99,8 +99,7 @@ def backward(
         kernels.selective_scan_bwd_kernel[(scan.sequences * segments * scan.closed_groups,)](
             scan.grad, scan.u, scan.delta, scan.A2, scan.B, scan.C, D, scan.z, delta_bias, cu_seqlens, states, carry,
             du, ddelta, dA, dB, dC, dD, dz, dbias,
-            scan.strides(scan.grad), scan.strides(scan.u), scan.strides(scan.delta), scan.strides(scan.z),
-            scan.strides(du), scan.strides(scan.B), scan.strides(scan.C), scan.strides(dB), scan.strides(dC),
+            *scan.strides(scan.grad, scan.u, scan.delta, scan.z), *scan.strides(scan.B, scan.C),
             length, dim, A.shape[1], segments, scan.closed_groups, scan.blocks, scan.joint_groups,
             scan.channels(B), scan.channels(C),
             SOFTPLUS=delta_softplus, REVERSE=reverse, QUADS=scan.quads, CONSTANT_B=_constant(scan.B),
@@ -142,17 +141,20 @@ class _Scan:
     @cached_property
     def quads(self) -> bool:
         """Do all rows start at multiples of four elements?"""
-        tensors = [x for x in (self.grad, self.u, self.delta, self.z, self.B, self.C) if x is not None and not _constant(x)]
+        tensors = [
+            x for x in (self.grad, self.u, self.delta, self.z, self.B, self.C) if x is not None and not _constant(x)
+        ]
         return self.u.shape[2] % 4 == 0 and all(
             x.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in _steps(x)) for x in tensors
         )
 
-    def strides(self, x: Tensor | None) -> tuple[int, ...] | None:
-        """Of all dimensions but L, in quads where the rows of x are read as such."""
-        if x is None:
-            return None
-        unit = 4 if self.quads and not _constant(x) else 1
-        return tuple(step // unit for step in _steps(x))
+    def strides(self, *tensors: Tensor | None) -> list[int]:
+        """Of all dimensions but L, in quads where rows are read as such; of an absent (batch, dim, L) tensor 0."""
+        found: list[int] = []
+        for x in tensors:
+            unit = 4 if self.quads and x is not None and not _constant(x) else 1
+            found += [0, 0] if x is None else [step // unit for step in _steps(x)]
+        return found
 
     @property
     def sequences(self) -> int:
@@ -191,7 +193,7 @@ class _Scan:
         value, z, P = (self.grad, self.z, self.C) if backward else (self.u, None, self.B)
         kernels.selective_scan_segment_kernel[(self.sequences * segments * self.blocks,)](
             value, z, self.delta, self.A2, P, self.bias, self.cu_seqlens, ends, sums,
-            self.strides(value), self.strides(z), self.strides(self.delta), self.strides(P),
+            *self.strides(value, z, self.delta), *self.strides(P),
             self.u.shape[2], dim, state, segments, self.blocks, self.joint_groups, self.channels(P),
             SOFTPLUS=self.softplus, REVERSE=self.reverse, QUADS=self.quads, CONSTANT=_constant(P), W=_warps,
             BACKWARD=backward, num_warps=_warps, maxnreg=FORWARD_REGISTERS,
@@ -199,7 +201,7 @@ class _Scan:
         elements = cdiv(dim * state, CARRY_ELEMENTS)
         kernels.selective_scan_carry_kernel[(self.sequences * elements,)](
             self.A2, ends, sums, carry, dim, state, segments, elements,
-            BLOCK_S=CARRY_SEGMENTS, BLOCK_E=CARRY_ELEMENTS, BACKWARD=backward, num_warps=1,
+            BS=CARRY_SEGMENTS, BE=CARRY_ELEMENTS, BACKWARD=backward, num_warps=1,
         )  # fmt: skip
         return carry
 

@@ -1,0 +1,133 @@
+"""Variants of the Triton kernels, compiled ahead of time where no GPU is: registers, spills, instructions.
+
+Not in a process with TRITON_INTERPRET set, where the kernels are plain Python.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from seq2exp.kernels.selective_scan import triton as launches
+from seq2exp.kernels.selective_scan import triton_kernels as kernels
+
+TYPES = ("fp32", "bf16", "fp16")
+FLOATS = {"A2", "D", "bias", "states", "carry", "ends", "sums", "dA", "dB", "dC", "dD", "dbias"}  # the rest is stored
+OPTIONS: dict[str, dict[str, bool]] = {
+    "all": {},
+    "odd reverse": {"quads": False, "reverse": True},
+    "packed": {"packed": True},
+    "packed odd reverse": {"packed": True, "quads": False, "reverse": True},
+    "bare": {"optional": False},
+    "constant B C": {"constant": True},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel, the types of its arguments (those absent are constants None) and how it is launched.
+
+    kernel is "fwd", "bwd", "segment fwd", "segment bwd", "carry fwd" or "carry bwd"; dtype the storage of u, delta, z, B
+    and C; options a key of OPTIONS: with D, z, delta_bias and softplus unless "bare", quads unless "odd".
+    """
+
+    kernel: str
+    dtype: str
+    options: str
+    function: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    launch: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.dtype} {self.options}"
+
+    def compile(self, architecture: int) -> CompiledKernel:
+        """architecture: 80 or 90. `asm["cubin"]` of the result is the machine code."""
+        names = self.function.arg_names
+        source = ASTSource(
+            fn=self.function,
+            signature=self.signature | dict.fromkeys(self.constants, "constexpr"),
+            constexprs={(names.index(name),): value for name, value in self.constants.items()},
+            attrs={(names.index(n),): [["tt.divisibility", 16]] for n, t in self.signature.items() if t.startswith("*")},
+        )
+        return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=self.launch)
+
+
+def variants() -> Iterator[Variant]:
+    """Every kernel for every storage type and every entry of OPTIONS."""
+    for backward in (False, True):
+        yield _carry(backward)
+    for dtype, options in product(TYPES, OPTIONS):
+        for kernel in ("fwd", "segment fwd", "segment bwd", "bwd"):
+            yield _scan(kernel, dtype, options, **OPTIONS[options])
+
+
+def _scan(
+    kernel: str, dtype: str, options: str, *, optional: bool = True, packed: bool = False, quads: bool = True,
+    reverse: bool = False, constant: bool = False,
+) -> Variant:  # fmt: skip
+    segment = kernel.startswith("segment")
+    function = getattr(kernels, f"selective_scan_{kernel.split()[0]}_kernel")
+    constants: dict[str, Any] = {"SOFTPLUS": optional, "REVERSE": reverse, "QUADS": quads, "W": launches.WARPS}
+    constants |= {"CONSTANT": constant} if segment else {"CONSTANT_B": constant, "CONSTANT_C": constant}
+    if segment:
+        constants["BACKWARD"] = kernel.endswith("bwd")
+    absent = set() if packed else {"cu_seqlens"}
+    absent |= set() if optional else {"D", "z", "bias", "dD", "dz", "dbias"}
+    absent |= {"z"} if kernel == "segment fwd" else set()
+    registers = launches.BACKWARD_REGISTERS if kernel == "bwd" else launches.FORWARD_REGISTERS
+    return _variant(kernel, dtype, options, function, constants, absent, launches.WARPS, registers)
+
+
+def _carry(backward: bool) -> Variant:
+    constants = {"BS": launches.CARRY_SEGMENTS, "BE": launches.CARRY_ELEMENTS, "BACKWARD": backward}
+    kernel = "carry bwd" if backward else "carry fwd"
+    return _variant(kernel, "fp32", "all", kernels.selective_scan_carry_kernel, constants, set(), 1, None)
+
+
+def _variant(
+    kernel: str, dtype: str, options: str, function: Any, constants: dict[str, Any], absent: set[str], warps: int,
+    registers: int | None,
+) -> Variant:  # fmt: skip
+    def kind(name: str) -> str:
+        if name in kernels.INTEGERS:
+            return "i64" if name == "L" or name.startswith("s_") else "i32"
+        return "*i64" if name == "cu_seqlens" else "*fp32" if name in FLOATS else f"*{dtype}"
+
+    present = set(function.arg_names) & absent
+    constants = constants | dict.fromkeys(present)
+    signature = {name: kind(name) for name in function.arg_names if name not in constants}
+    launch = {"num_warps": warps} | ({} if registers is None else {"maxnreg": registers})
+    return Variant(kernel, dtype, options, function, signature, constants, launch)
+
+
+def tool(name: str) -> str:
+    """Path of cuobjdump or nvdisasm, which come with Triton."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def resources(compiled: CompiledKernel) -> dict[str, int]:
+    """registers (a thread), spilled (bytes of stack a thread), shared (bytes a program)."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [tool("cuobjdump"), "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    return {
+        "registers": usage["REG"],
+        "spilled": usage["STACK"] + usage["LOCAL"],
+        "shared": compiled.metadata.shared,
+    }
