@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from sass import CLASSES
 
-SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10}  # bytes
+# bytes
+SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10}
+SHARED_OF_SYSTEM = 1024  # of every block; on sm_90 it is part of what cuobjdump reports
 # instructions per state element, state 16
 TARGETS = {("cuda", 80, "forward"): 14.0, ("cuda", 80, "backward"): 45.0}
 # Torch's kernels around ours, such as casts and sums over parts, belong to the op too; they are not disassembled.
@@ -36,13 +38,14 @@ class Variant:
     def limits(self) -> dict[str, int]:
         """Blocks that fit into a multiprocessor by each of its resources.
 
-        Registers: 65,536, given to warps in units of 256, to blocks in units of 4 warps. Shared memory: 1 KB a block
-        for the system, units of 128 bytes. 64 warps, 32 blocks.
+        Registers: 65,536, given to warps in units of 256, to blocks in units of 4 warps. Shared memory in units of 128
+        bytes, with that of the system. 64 warps, 32 blocks.
         """
         warps = -(-self.threads // 32)
         registers_per_warp = -(-self.registers * 32 // 256) * 256
         warps_by_registers = 65536 // registers_per_warp // 4 * 4
-        shared = -(-(self.static_shared + self.dynamic_shared + 1024) // 128) * 128
+        system = SHARED_OF_SYSTEM if self.architecture < 90 else 0
+        shared = -(-(self.static_shared + self.dynamic_shared + system) // 128) * 128
         return {
             "registers": warps_by_registers // (-(-warps // 4) * 4),
             "shared memory": SHARED_PER_SM[self.architecture] // shared,
