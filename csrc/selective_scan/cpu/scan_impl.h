@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t W = WIDTH;
 constexpr int64_t CHUNK = SCAN_CHUNK;
 constexpr int64_t MAX_RUN = 8;               // vectors that share one reading of B and C
-constexpr int64_t TILE = 2 * SCAN_CHUNK;     // positions a forward tile holds
 
 struct Shape {  // derived sizes
   int64_t padded;      // states, rounded up to whole quads
@@ -36,17 +35,44 @@ struct Scratch {
   }
 };
 
-// What a tile of one vector needs, beyond B and C: (positions, W) each.
+// Buffers for a chunk of one vector, (positions, W) each. u, delta and z are for rows that cannot be read in place.
 struct Tile {
-  float *u, *raw, *dt, *x, *y, *z;
+  float *u, *delta, *z, *dt, *x, *y;
 };
-Tile take_tile(Scratch& s, int64_t n) { return {s.take(n * W), s.take(n * W), s.take(n * W), s.take(n * W), s.take(n * W), s.take(n * W)}; }
+Tile take_tile(Scratch& s) {
+  return {s.take(CHUNK * W), s.take(CHUNK * W), s.take(CHUNK * W), s.take(CHUNK * W), s.take(CHUNK * W), s.take(CHUNK * W)};
+}
 
 Vec load_lanes(const float* p, int64_t lanes) { return p ? load_some<Storage::float32>(p, 1, lanes) : Vec{}; }
 
 void zero(float* p, int64_t n) { memset(p, 0, sizeof(float) * n); }
 
 Vec finite_or_inf(Vec x) { return x == x ? x : splat<Vec>(__builtin_inff()); }
+
+// Memory that is needed soon, fetched a line at a time while a chunk computes: a vector takes one cache line a position, or a few a
+// channel, far apart, which no hardware prefetcher follows in time.
+struct Ahead {
+  struct Lines {
+    const char* data;
+    int64_t minor, major;  // bytes from line to line, and from W of them to the next W
+  };
+  Lines lines[4];
+  int count = 0;
+
+  template <class... X>
+  void add(const ScanArgs& a, const Place& p, int64_t k, const X&... tensors) {
+    (add_one(a, p, k, tensors), ...);
+  }
+  void add_one(const ScanArgs& a, const Place& p, int64_t k, const Strided& x) {
+    if (!x.data) return;
+    const int64_t size = x.storage == Storage::float32 ? 4 : 2, time = x.time * (a.reverse ? -1 : 1);
+    const int64_t first = p.b * x.batch + p.channel * x.row + (a.reverse ? a.length - 1 - k : k) * x.time;
+    lines[count++] = {static_cast<const char*>(x.data) + size * first, size * (x.row == 1 ? time : x.row), size * W * time};
+  }
+  void fetch(int64_t t) const {
+    for (int i = 0; i < count; ++i) __builtin_prefetch(lines[i].data + t % W * lines[i].minor + t / W * lines[i].major);
+  }
+};
 
 // A times log2(e) as (padded state, W), and the largest |A log2 e| of each lane.
 Vec load_decay(const ScanArgs& a, const Shape& s, const Place& p, float* decay) {
@@ -62,27 +88,36 @@ Vec load_decay(const ScanArgs& a, const Shape& s, const Place& p, float* decay) 
   return top;
 }
 
+Rows read_channels(float* buffer, const ScanArgs& a, const Strided& x, const Place& p, int64_t k, int64_t n) {
+  return rows_of_tile(buffer, x, p.b, p.channel, p.lanes, k, n, a.length, a.reverse);
+}
+
 void load_states(const ScanArgs& a, const Strided& x, int64_t groups, const Place& p, int64_t k, int64_t n, const Shape& s, float* dst) {
   for (int64_t r = 0; r < a.state; r += W)
     read_tile(dst + r, s.ld, x, p.b, p.group * groups / a.groups, r, a.state - r < W ? a.state - r : W, k, n, a.length, a.reverse);
 }
 
-// Reads u and delta of [k, k + n); returns whether some exponent in the tile may leave the range of exp2_product.
-bool load_inputs(const ScanArgs& a, const Place& p, Vec top, int64_t k, int64_t n, const Tile& tile) {
-  read_tile(tile.u, W, a.u, p.b, 0, p.channel, p.lanes, k, n, a.length, a.reverse);
-  read_tile(tile.raw, W, a.delta, p.b, 0, p.channel, p.lanes, k, n, a.length, a.reverse);
+struct Inputs {
+  Rows u, delta;
+  bool wide;  // some exponent may leave the range of exp2_product
+};
+
+// Reads u and delta of [k, k + n); fills dt, x = dt u and y = D u.
+Inputs load_inputs(const ScanArgs& a, const Place& p, Vec top, int64_t k, int64_t n, Tile tile) {
+  const Rows u = read_channels(tile.u, a, a.u, p, k, n), delta = read_channels(tile.delta, a, a.delta, p, k, n);
   const Vec bias = load_lanes(a.bias ? a.bias + p.channel : nullptr, p.lanes);
+  const Vec D = load_lanes(a.D ? a.D + p.channel : nullptr, p.lanes);
   Vec longest = {};
   for (int64_t t = 0; t < n; ++t) {
-    const Vec raw = load(tile.raw + t * W) + bias;
+    const Vec raw = delta[t] + bias;
     const Vec dt = a.softplus ? softplus(raw) : raw;
-    store(tile.raw + t * W, raw);
     store(tile.dt + t * W, dt);
-    store(tile.x + t * W, dt * load(tile.u + t * W));
+    store(tile.x + t * W, dt * u[t]);
+    store(tile.y + t * W, a.D ? D * u[t] : Vec{});
     const Vec m = finite_or_inf(absolute(dt));
     longest = m > longest ? m : longest;
   }
-  return any(~(longest * top <= splat<Vec>(EXP2_LIMIT)));
+  return {u, delta, any(~(longest * top <= splat<Vec>(EXP2_LIMIT)))};
 }
 
 template <bool ANY>
@@ -90,37 +125,20 @@ S2E_INLINE Vec decay_step(Vec a, Vec dt) {
   return ANY ? exp2_product_any(a, dt) : exp2_product(a, dt);
 }
 
-// The rows that the next tile of this vector reads, fetched while this one computes: with channels contiguous in memory a vector
-// takes one cache line a position, far apart, which no hardware prefetcher follows in time.
-struct Ahead {
-  const char *u, *delta;
-  int64_t u_step, delta_step;  // bytes from position to position
-};
-
-Ahead next_rows(const ScanArgs& a, const Place& p, int64_t k) {
-  const auto row = [&](const Strided& x) {
-    const int64_t size = x.storage == Storage::float32 ? 4 : 2;
-    return static_cast<const char*>(x.data) + size * (p.b * x.batch + p.channel * x.row + (a.reverse ? a.length - 1 - k : k) * x.time);
-  };
-  const auto step = [&](const Strided& x) { return x.time * (x.storage == Storage::float32 ? 4 : 2) * (a.reverse ? -1 : 1); };
-  return {row(a.u), row(a.delta), step(a.u), step(a.delta)};
-}
-
 // h = exp(dt A) h + x B, y += sum over NB states of C h, over n positions.
 template <int NB, bool ANY>
 __attribute__((noinline)) void forward_block(const float* dt, const float* x, const float* B, const float* C, int64_t ld,
-                                             const float* decay, float* h, float* y, int64_t n, const Ahead& next) {
-  Vec state[NB], a[NB];
+                                             const float* decay, float* h, float* y, int64_t n, const Ahead& ahead) {
+  Vec state[NB];
 #pragma GCC unroll 16
-  for (int i = 0; i < NB; ++i) state[i] = load(h + i * W), a[i] = load(decay + i * W);
+  for (int i = 0; i < NB; ++i) state[i] = load(h + i * W);
   for (int64_t t = 0; t < n; ++t) {
-    __builtin_prefetch(next.u + t * next.u_step);
-    __builtin_prefetch(next.delta + t * next.delta_step);
+    ahead.fetch(t);
     const Vec d = load(dt + t * W), v = load(x + t * W);
     Vec sum = load(y + t * W);
 #pragma GCC unroll 16
     for (int i = 0; i < NB; ++i) {
-      state[i] = decay_step<ANY>(a[i], d) * state[i] + v * B[t * ld + i];
+      state[i] = decay_step<ANY>(load(decay + i * W), d) * state[i] + v * B[t * ld + i];
       sum = state[i] * C[t * ld + i] + sum;
     }
     store(y + t * W, sum);
@@ -131,11 +149,11 @@ __attribute__((noinline)) void forward_block(const float* dt, const float* x, co
 
 template <bool ANY>
 void forward_segment(const float* dt, const float* x, const float* B, const float* C, const Shape& s, const float* decay, float* h,
-                     float* y, int64_t n, const Ahead& next) {
+                     float* y, int64_t n, const Ahead& ahead) {
   int64_t i = 0;
   for (; i + FORWARD_STATES <= s.padded; i += FORWARD_STATES)
-    forward_block<FORWARD_STATES, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n, next);
-  for (; i < s.padded; i += 4) forward_block<4, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n, next);
+    forward_block<FORWARD_STATES, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n, ahead);
+  for (; i < s.padded; i += 4) forward_block<4, ANY>(dt, x, B + i, C + i, s.ld, decay + i * W, h + i * W, y, n, ahead);
 }
 
 void save_states(const ScanArgs& a, const Place& p, int64_t chunk, const float* h) {
@@ -148,33 +166,25 @@ void save_last(const ScanArgs& a, const Place& p, int64_t sequence, const float*
   write_rows<Storage::float32>(h, W, a.last_state + (row * a.dim + p.channel) * a.state, a.state, 1, p.lanes, a.state);
 }
 
-// One tile of one vector: walks from boundary to boundary (sequence, chunk, tile). Returns the sequence of the next position.
-int64_t forward_tile(const ScanArgs& a, const Shape& s, const Place& p, int64_t begin, int64_t end, int64_t sequence, const Tile& tile,
-                     const float* B, const float* C, const float* decay, Vec top, float* h) {
-  const bool wide = load_inputs(a, p, top, begin, end - begin, tile);
-  zero(tile.y, (end - begin) * W);
+// One chunk of one vector, cut where sequences start. Returns the sequence of the next position.
+int64_t forward_chunk(const ScanArgs& a, const Shape& s, const Place& p, int64_t begin, int64_t end, int64_t sequence, const Tile& tile,
+                      const float* B, const float* C, const float* decay, Vec top, float* h, const Ahead& ahead) {
+  const int64_t n = end - begin;
+  const bool wide = load_inputs(a, p, top, begin, n, tile).wide;
   for (int64_t k = begin; k < end;) {
     while (a.starts[sequence + 1] <= k) ++sequence;
     if (k == a.starts[sequence]) zero(h, s.padded * W);
-    if (a.states && k % CHUNK == 0) save_states(a, p, k / CHUNK, h);
-    int64_t stop = end < a.starts[sequence + 1] ? end : a.starts[sequence + 1];
-    const int64_t next_chunk = (k / CHUNK + 1) * CHUNK;
-    if (a.states && next_chunk < stop) stop = next_chunk;
-    const int64_t i = k - begin;
+    if (a.states && k == begin) save_states(a, p, k / CHUNK, h);
+    const int64_t stop = end < a.starts[sequence + 1] ? end : a.starts[sequence + 1], i = k - begin;
     (wide ? forward_segment<true> : forward_segment<false>)(tile.dt + i * W, tile.x + i * W, B + i * s.ld, C + i * s.ld, s, decay, h,
-                                                            tile.y + i * W, stop - k, next_rows(a, p, k + TILE));
+                                                            tile.y + i * W, stop - k, ahead);
     k = stop;
     if (k == a.starts[sequence + 1]) save_last(a, p, sequence, h);
   }
-  const int64_t n = end - begin;
-  if (a.D) {
-    const Vec D = load_lanes(a.D + p.channel, p.lanes);
-    for (int64_t t = 0; t < n; ++t) store(tile.y + t * W, load(tile.y + t * W) + D * load(tile.u + t * W));
-  }
   if (a.z.data) {
-    read_tile(tile.z, W, a.z, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
+    const Rows gate = read_channels(tile.z, a, a.z, p, begin, n);
     for (int64_t t = 0; t < n; ++t) {
-      const Vec z = load(tile.z + t * W);
+      const Vec z = gate[t];
       store(tile.y + t * W, load(tile.y + t * W) * (z * sigmoid(z)));
     }
   }
@@ -196,29 +206,34 @@ void for_runs(const Shape& s, int64_t begin, int64_t end, F f) {
 
 int64_t forward_scratch(const ScanArgs& a) {
   const Shape s(a);
-  return 6 * TILE * W + 2 * TILE * s.ld + 2 * MAX_RUN * s.padded * W + 16 * 16;
+  return 6 * CHUNK * W + 2 * CHUNK * s.ld + 2 * MAX_RUN * s.padded * W + 16 * 16;
 }
 
 void forward(const ScanArgs& a, int64_t vector_begin, int64_t vector_end, float* memory) {
   const Shape s(a);
   Scratch scratch{memory};
-  const Tile tile = take_tile(scratch, TILE);
-  float *B = scratch.take(TILE * s.ld), *C = scratch.take(TILE * s.ld);
+  const Tile tile = take_tile(scratch);
+  float *B = scratch.take(CHUNK * s.ld), *C = scratch.take(CHUNK * s.ld);
   float *decay = scratch.take(MAX_RUN * s.padded * W), *h = scratch.take(MAX_RUN * s.padded * W);
   for_runs(s, vector_begin, vector_end, [&](int64_t v0, int64_t v1) {
     Vec top[MAX_RUN];
     for (int64_t v = v0; v < v1; ++v) top[v - v0] = load_decay(a, s, Place(a, s, v), decay + (v - v0) * s.padded * W);
     int64_t sequence = 0;
-    for (int64_t k = 0; k < a.length; k += TILE) {
-      const int64_t end = k + TILE < a.length ? k + TILE : a.length;
+    for (int64_t k = 0; k < a.length; k += CHUNK) {
+      const int64_t end = k + CHUNK < a.length ? k + CHUNK : a.length;
       load_states(a, a.B, a.groups_b, Place(a, s, v0), k, end - k, s, B);
       load_states(a, a.C, a.groups_c, Place(a, s, v0), k, end - k, s, C);
-      int64_t next = sequence;
+      int64_t after = sequence;
       for (int64_t v = v0; v < v1; ++v) {
         const int64_t offset = (v - v0) * s.padded * W;
-        next = forward_tile(a, s, Place(a, s, v), k, end, sequence, tile, B, C, decay + offset, top[v - v0], h + offset);
+        const Place p(a, s, v), next(a, s, v + 1 < v1 ? v + 1 : v0);
+        const int64_t next_k = v + 1 < v1 ? k : end;
+        Ahead ahead;
+        ahead.add(a, p, k, a.out);
+        ahead.add(a, next, next_k, a.u, a.delta, a.z);
+        after = forward_chunk(a, s, p, k, end, sequence, tile, B, C, decay + offset, top[v - v0], h + offset, ahead);
       }
-      sequence = next;
+      sequence = after;
     }
   });
 }
@@ -228,11 +243,13 @@ void forward(const ScanArgs& a, int64_t vector_begin, int64_t vector_end, float*
 // Fills states (n, NB, W), after each position, and decays (n, NB, W); adds sum C h to y when GATED.
 template <int NB, bool ANY, bool GATED>
 __attribute__((noinline)) void recompute_block(const float* dt, const float* x, const float* B, const float* C, int64_t ld,
-                                               const float* decay, const float* h, float* states, float* decays, float* y, int64_t n) {
+                                               const float* decay, const float* h, float* states, float* decays, float* y, int64_t n,
+                                               const Ahead& ahead) {
   Vec state[NB], a[NB];
 #pragma GCC unroll 16
   for (int i = 0; i < NB; ++i) state[i] = load(h + i * W), a[i] = load(decay + i * W);
   for (int64_t t = 0; t < n; ++t) {
+    ahead.fetch(t);
     const Vec d = load(dt + t * W), v = load(x + t * W);
     Vec sum = {};
     if (GATED) sum = load(y + t * W);
@@ -257,11 +274,12 @@ struct Adjoint {  // running sums of the backward of one chunk
 template <int NB>
 __attribute__((noinline)) void adjoint_block(const float* dt, const float* x, const float* g, const float* B, const float* C, int64_t ld,
                                              const float* decay, const float* h, const float* states, const float* decays, float* carry,
-                                             float* sum_a, const Adjoint& out, int64_t padded, int64_t n) {
+                                             float* sum_a, const Adjoint& out, int64_t padded, int64_t n, const Ahead& ahead) {
   Vec c[NB], da[NB];
 #pragma GCC unroll 16
   for (int i = 0; i < NB; ++i) c[i] = load(carry + i * W), da[i] = load(sum_a + i * W);
   for (int64_t t = n - 1; t >= 0; --t) {
+    ahead.fetch(t);
     const Vec d = load(dt + t * W), v = load(x + t * W), gt = load(g + t * W);
     Vec from_x = load(out.from_x + t * W), from_decay = load(out.from_decay + t * W);
     const float* before = t > 0 ? states + (t - 1) * NB * W : h;
@@ -298,6 +316,7 @@ struct BackwardScratch {
   int64_t segments[CHUNK + 1];  // first positions of the pieces between sequence starts, then the end
   bool restart[CHUNK];          // the piece begins a sequence
   int64_t count;
+  Ahead inputs, outputs;        // of the next vector, of this one
 };
 
 // The states [i, i + NB) of one chunk and vector.
@@ -316,7 +335,7 @@ void backward_states(const ScanArgs& a, const Shape& s, const Place& p, int64_t 
   for (int64_t q = 0; q < m.count; ++q) {
     const int64_t t = m.segments[q] - begin, n = m.segments[q + 1] - m.segments[q];
     recompute(m.tile.dt + t * W, m.tile.x + t * W, B + t * s.ld, C + t * s.ld, s.ld, dec, m.restart[q] ? none : h, m.states + t * NB * W,
-              m.decays + t * NB * W, m.tile.y + t * W, n);
+              m.decays + t * NB * W, m.tile.y + t * W, n, m.inputs);
   }
   float* carry = a.carry + (v * s.padded + i) * W;
   zero(m.sum_a, NB * W);
@@ -325,7 +344,7 @@ void backward_states(const ScanArgs& a, const Shape& s, const Place& p, int64_t 
     const Adjoint out{m.from_x + t * W, m.from_decay + t * W, a.partial_b + (v * a.span + offset + t) * s.padded + i,
                       a.partial_c + (v * a.span + offset + t) * s.padded + i};
     adjoint_block<NB>(m.tile.dt + t * W, m.tile.x + t * W, m.g + t * W, B + t * s.ld, C + t * s.ld, s.ld, dec, m.restart[q] ? none : h,
-                      m.states + t * NB * W, m.decays + t * NB * W, carry, m.sum_a, out, s.padded, n);
+                      m.states + t * NB * W, m.decays + t * NB * W, carry, m.sum_a, out, s.padded, n, m.outputs);
     if (m.restart[q]) zero(carry, NB * W);
   }
   for (int64_t j = 0; j < NB; ++j) add_to(a.sum_a + (v * s.padded + i + j) * W, load(m.sum_a + j * W));
@@ -343,41 +362,38 @@ void backward_chunk(const ScanArgs& a, const Shape& s, const Place& p, int64_t b
                     const float* decay, Vec top, int64_t v) {
   const int64_t n = end - begin;
   const Tile& tile = m.tile;
-  const bool wide = load_inputs(a, p, top, begin, n, tile);
-  read_tile(m.grad, W, a.grad, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
-  const Vec D = load_lanes(a.D ? a.D + p.channel : nullptr, p.lanes);
+  const Inputs in = load_inputs(a, p, top, begin, n, tile);
+  const Rows grad = read_channels(m.grad, a, a.grad, p, begin, n);
+  const Rows gate = a.z.data ? read_channels(tile.z, a, a.z, p, begin, n) : Rows{};
   if (a.z.data) {
-    read_tile(tile.z, W, a.z, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
-    for (int64_t t = 0; t < n; ++t) {
-      const Vec z = load(tile.z + t * W);
-      store(m.g + t * W, load(m.grad + t * W) * (z * sigmoid(z)));
-      store(tile.y + t * W, D * load(tile.u + t * W));
-    }
+    for (int64_t t = 0; t < n; ++t) store(m.g + t * W, grad[t] * (gate[t] * sigmoid(gate[t])));
   } else {
-    memcpy(m.g, m.grad, sizeof(float) * n * W);
+    for (int64_t t = 0; t < n; ++t) store(m.g + t * W, grad[t]);
   }
   zero(m.from_x, n * W);
   zero(m.from_decay, n * W);
-  (wide ? backward_all_states<true> : backward_all_states<false>)(a, s, p, begin, m, decay, v, begin - span_begin);
+  (in.wide ? backward_all_states<true> : backward_all_states<false>)(a, s, p, begin, m, decay, v, begin - span_begin);
 
+  const Vec bias = load_lanes(a.bias ? a.bias + p.channel : nullptr, p.lanes);
+  const Vec D = load_lanes(a.D ? a.D + p.channel : nullptr, p.lanes);
   Vec sum_d = {}, sum_bias = {};
   for (int64_t t = 0; t < n; ++t) {
-    const Vec u = load(tile.u + t * W), g = load(m.g + t * W), from_x = load(m.from_x + t * W);
+    const Vec u = in.u[t], g = load(m.g + t * W), from_x = load(m.from_x + t * W);
     Vec ddelta = u * from_x + load(m.from_decay + t * W) * LN2;
-    if (a.softplus) ddelta *= sigmoid(load(tile.raw + t * W));
+    if (a.softplus) ddelta *= sigmoid(in.delta[t] + bias);
     store(tile.u + t * W, D * g + load(tile.dt + t * W) * from_x);
-    store(tile.raw + t * W, ddelta);
+    store(tile.delta + t * W, ddelta);
     sum_d += g * u;
     sum_bias += ddelta;
   }
   write_tile(tile.u, W, a.du, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
-  write_tile(tile.raw, W, a.ddelta, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
+  write_tile(tile.delta, W, a.ddelta, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
   add_to(a.sum_d + v * W, sum_d);
   add_to(a.sum_bias + v * W, sum_bias);
   if (a.z.data) {
     for (int64_t t = 0; t < n; ++t) {
-      const Vec z = load(tile.z + t * W), q = sigmoid(z);
-      store(tile.z + t * W, load(m.grad + t * W) * load(tile.y + t * W) * (q * (z * (splat<Vec>(1.f) - q) + 1.f)));
+      const Vec z = gate[t], q = sigmoid(z);
+      store(tile.z + t * W, grad[t] * load(tile.y + t * W) * (q * (z * (splat<Vec>(1.f) - q) + 1.f)));
     }
     write_tile(tile.z, W, a.dz, p.b, 0, p.channel, p.lanes, begin, n, a.length, a.reverse);
   }
@@ -411,7 +427,7 @@ void backward(const ScanArgs& a, int64_t begin, int64_t end, int64_t vector_begi
   const Shape s(a);
   Scratch scratch{memory};
   BackwardScratch m;
-  m.tile = take_tile(scratch, CHUNK);
+  m.tile = take_tile(scratch);
   m.g = scratch.take(CHUNK * W);
   m.grad = scratch.take(CHUNK * W);
   m.from_x = scratch.take(CHUNK * W);
@@ -431,8 +447,13 @@ void backward(const ScanArgs& a, int64_t begin, int64_t end, int64_t vector_begi
       load_states(a, a.B, a.groups_b, Place(a, s, v0), k, stop - k, s, m.B);
       load_states(a, a.C, a.groups_c, Place(a, s, v0), k, stop - k, s, m.C);
       find_segments(a, k, stop, find_sequence(a, k), m);
-      for (int64_t v = v0; v < v1; ++v)
-        backward_chunk(a, s, Place(a, s, v), k, stop, begin, m, m.decay + (v - v0) * s.padded * W, top[v - v0], v);
+      for (int64_t v = v0; v < v1; ++v) {
+        const Place p(a, s, v), next(a, s, v + 1 < v1 ? v + 1 : v0);
+        m.inputs = m.outputs = {};
+        m.inputs.add(a, next, v + 1 < v1 ? k : k - CHUNK, a.u, a.delta, a.grad, a.z);
+        m.outputs.add(a, p, k, a.du, a.ddelta, a.dz);
+        backward_chunk(a, s, p, k, stop, begin, m, m.decay + (v - v0) * s.padded * W, top[v - v0], v);
+      }
     }
   });
 }
