@@ -1,6 +1,8 @@
 // The scan kernels, compiled once per instruction set. Channels lie in the lanes of a vector, states in a loop, so that the
 // recurrence needs no work across lanes. Inputs pass through small tiles in scan order: any dtype, any strides, one core.
 #pragma once
+#include <initializer_list>
+
 #include "selective_scan/cpu/vector.h"
 
 namespace seq2exp {
@@ -56,18 +58,20 @@ struct Ahead {
     const char* data;
     int64_t minor, major;  // bytes from line to line, and from W of them to the next W
   };
-  Lines lines[4];
+  Lines lines[6];
   int count = 0;
 
-  template <class... X>
-  void add(const ScanArgs& a, const Place& p, int64_t k, const X&... tensors) {
-    (add_one(a, p, k, tensors), ...);
-  }
-  void add_one(const ScanArgs& a, const Place& p, int64_t k, const Strided& x) {
+  // W rows from r on, of batch row b and group g, positions from k on.
+  void add(const ScanArgs& a, const Strided& x, int64_t b, int64_t g, int64_t r, int64_t k) {
     if (!x.data) return;
     const int64_t size = x.storage == Storage::float32 ? 4 : 2, time = x.time * (a.reverse ? -1 : 1);
-    const int64_t first = p.b * x.batch + p.channel * x.row + (a.reverse ? a.length - 1 - k : k) * x.time;
+    const int64_t first = b * x.batch + g * x.group + r * x.row + (a.reverse ? a.length - 1 - k : k) * x.time;
     lines[count++] = {static_cast<const char*>(x.data) + size * first, size * (x.row == 1 ? time : x.row), size * W * time};
+  }
+  void add_channels(const ScanArgs& a, const Strided& x, const Place& p, int64_t k) { add(a, x, p.b, 0, p.channel, k); }
+  void add_states(const ScanArgs& a, const Place& p, int64_t k) {
+    add(a, a.B, p.b, p.group * a.groups_b / a.groups, 0, k);
+    add(a, a.C, p.b, p.group * a.groups_c / a.groups, 0, k);
   }
   void fetch(int64_t t) const {
     for (int i = 0; i < count; ++i) __builtin_prefetch(lines[i].data + t % W * lines[i].minor + t / W * lines[i].major);
@@ -99,7 +103,7 @@ void load_states(const ScanArgs& a, const Strided& x, int64_t groups, const Plac
 
 struct Inputs {
   Rows u, delta;
-  bool wide;  // some exponent may leave the range of exp2_product
+  bool wide;  // some exponent may leave the range of exp2_fast
 };
 
 // Reads u and delta of [k, k + n); fills dt, x = dt u and y = D u.
@@ -117,12 +121,12 @@ Inputs load_inputs(const ScanArgs& a, const Place& p, Vec top, int64_t k, int64_
     const Vec m = finite_or_inf(absolute(dt));
     longest = m > longest ? m : longest;
   }
-  return {u, delta, any(~(longest * top <= splat<Vec>(EXP2_LIMIT)))};
+  return {u, delta, EXP2_LIMITED && any(~(longest * top <= splat<Vec>(EXP2_LIMIT)))};
 }
 
 template <bool ANY>
 S2E_INLINE Vec decay_step(Vec a, Vec dt) {
-  return ANY ? exp2_product_any(a, dt) : exp2_product(a, dt);
+  return ANY ? exp2_product_any(a, dt) : exp2_fast(a, dt);
 }
 
 // h = exp(dt A) h + x B, y += sum over NB states of C h, over n positions.
@@ -229,8 +233,9 @@ void forward(const ScanArgs& a, int64_t vector_begin, int64_t vector_end, float*
         const Place p(a, s, v), next(a, s, v + 1 < v1 ? v + 1 : v0);
         const int64_t next_k = v + 1 < v1 ? k : end;
         Ahead ahead;
-        ahead.add(a, p, k, a.out);
-        ahead.add(a, next, next_k, a.u, a.delta, a.z);
+        ahead.add_channels(a, a.out, p, k);
+        for (const Strided* x : {&a.u, &a.delta, &a.z}) ahead.add_channels(a, *x, next, next_k);
+        if (v == v0) ahead.add_states(a, p, end);
         after = forward_chunk(a, s, p, k, end, sequence, tile, B, C, decay + offset, top[v - v0], h + offset, ahead);
       }
       sequence = after;
@@ -449,9 +454,11 @@ void backward(const ScanArgs& a, int64_t begin, int64_t end, int64_t vector_begi
       find_segments(a, k, stop, find_sequence(a, k), m);
       for (int64_t v = v0; v < v1; ++v) {
         const Place p(a, s, v), next(a, s, v + 1 < v1 ? v + 1 : v0);
+        const int64_t next_k = v + 1 < v1 ? k : k - CHUNK;
         m.inputs = m.outputs = {};
-        m.inputs.add(a, next, v + 1 < v1 ? k : k - CHUNK, a.u, a.delta, a.grad, a.z);
-        m.outputs.add(a, p, k, a.du, a.ddelta, a.dz);
+        for (const Strided* x : {&a.u, &a.delta, &a.grad, &a.z}) m.inputs.add_channels(a, *x, next, next_k);
+        for (const Strided* x : {&a.du, &a.ddelta, &a.dz}) m.outputs.add_channels(a, *x, p, k);
+        if (v == v0) m.inputs.add_states(a, p, k - CHUNK);
         backward_chunk(a, s, p, k, stop, begin, m, m.decay + (v - v0) * s.padded * W, top[v - v0], v);
       }
     }

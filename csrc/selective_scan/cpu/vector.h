@@ -1,6 +1,10 @@
 // Vectors of WIDTH floats by GCC vector extensions, and tiles: blocks of (time, WIDTH rows) read from and written to strided
 // memory of any storage type. Included once per instruction set, after WIDTH is defined.
 #pragma once
+#ifdef __AVX512DQ__
+#include <immintrin.h>
+#endif
+
 #include "common/math.h"
 #include "selective_scan/cpu/scan.h"
 
@@ -21,6 +25,18 @@ S2E_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAny*>(p)
 S2E_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecAny*>(p) = x; }
 
 S2E_INLINE Vec absolute(Vec x) { return bit_cast<Vec>(bit_cast<Int>(x) & 0x7fffffff); }
+
+// 2^(a b); EXP2_LIMITED: only where |a b| <= EXP2_LIMIT.
+#ifdef __AVX512DQ__
+constexpr bool EXP2_LIMITED = false;
+S2E_INLINE Vec exp2_fast(Vec a, Vec b) {
+  const __m512 x = a * b, f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // x - round(x); 0 for infinities
+  return _mm512_maskz_scalef_ps(0xffff, exp2_fraction<Vec>(f), x - f);
+}
+#else
+constexpr bool EXP2_LIMITED = true;
+S2E_INLINE Vec exp2_fast(Vec a, Vec b) { return exp2_product(a, b); }
+#endif
 
 S2E_INLINE bool any(Int mask) {
   int32_t lanes[WIDTH], all = 0;
