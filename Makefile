@@ -32,9 +32,9 @@ wheel: $(VENV)/.installed-test
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist
 
-# No CUDA or Triton kernel exists yet whose registers could be counted.
-static:
-	@echo "make $@: this version has no GPU kernels, so there is nothing to report" >&2; exit 2
+# Registers, spills, occupancy and instructions of the GPU kernels, from their machine code. Needs nvcc and Triton, no GPU.
+static: $(VENV)/.installed-test
+	$(BIN)/python bench/static.py
 
 # With the python3 that is there; installs nothing. Without a GPU it rehearses.
 gpu:

@@ -37,6 +37,7 @@ CLASSES = {
     "SHFL": ("SHFL",),
     "other": (),
 }
+SHARED_OF_SYSTEM = 1024  # bytes of every block
 _CLASS_OF = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes}
 LOOP_MARK, BRANCH_MARK, MARK_ID = 0x100, 0x200, 0xFF  # as in csrc/common/marks.h
 
@@ -102,12 +103,16 @@ def kernels(cubin: Path) -> dict[str, Kernel]:
     return parse(_cuobjdump("--dump-sass", cubin))
 
 
-def resources(cubin: Path) -> dict[str, dict[str, int]]:
-    """By mangled name: registers and bytes of stack a thread, bytes of static shared memory a block."""
+def resources(cubin: Path, architecture: int) -> dict[str, dict[str, int]]:
+    """By mangled name: registers and bytes of stack a thread, bytes of static shared memory a block.
+
+    From sm_90 on cuobjdump counts the system's share in, of kernels that use shared memory; here it is not.
+    """
+    system = SHARED_OF_SYSTEM if architecture >= 90 else 0
     text = _cuobjdump("--dump-resource-usage", cubin)
     usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     return {
-        name: {"registers": int(registers), "stack": int(stack), "static_shared": int(shared)}
+        name: {"registers": int(registers), "stack": int(stack), "static_shared": max(0, int(shared) - system)}
         for name, registers, stack, shared in usage
     }
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,7 +62,7 @@ def compile_all(architectures: tuple[int, ...]) -> list[Compiled]:
                 architecture,
                 plain=_by_name(cubins[architecture, ""], sass.kernels),
                 marked=_by_name(cubins[architecture, MARKED], sass.kernels),
-                resources=_by_name(cubins[architecture, ""], sass.resources),
+                resources=_by_name(cubins[architecture, ""], partial(sass.resources, architecture=architecture)),
             )
             for architecture in architectures
         ]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sass import CLASSES
+from sass import CLASSES, SHARED_OF_SYSTEM
 
-# bytes
-SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10}
-SHARED_OF_SYSTEM = 1024  # of every block; on sm_90 it is part of what cuobjdump reports
+SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10}  # bytes
 # instructions per state element, state 16
 TARGETS = {("cuda", 80, "forward"): 14.0, ("cuda", 80, "backward"): 45.0}
 # Torch's kernels around ours, such as casts and sums over parts, belong to the op too; they are not disassembled.
@@ -44,8 +42,7 @@ class Variant:
         warps = -(-self.threads // 32)
         registers_per_warp = -(-self.registers * 32 // 256) * 256
         warps_by_registers = 65536 // registers_per_warp // 4 * 4
-        system = SHARED_OF_SYSTEM if self.architecture < 90 else 0
-        shared = -(-(self.static_shared + self.dynamic_shared + system) // 128) * 128
+        shared = -(-(self.static_shared + self.dynamic_shared + SHARED_OF_SYSTEM) // 128) * 128
         return {
             "registers": warps_by_registers // (-(-warps // 4) * 4),
             "shared memory": SHARED_PER_SM[self.architecture] // shared,

@@ -225,6 +225,7 @@ def test_code_that_cannot_be_reached_is_not_counted():
 TOY = """
 #include "common/marks.h"
 __global__ void toy(float* x, const bool* chosen, int rows) {
+  __shared__ float last[64];
   float sum = 0.f;
   for (int i = 0; i < rows; ++i) {
     S2E_MARK(1);
@@ -239,7 +240,9 @@ __global__ void toy(float* x, const bool* chosen, int rows) {
     }
     asm volatile("sqrt.approx.ftz.f32 %0, %0;" : "+f"(sum));
   }
-  x[threadIdx.x] = sum;
+  last[threadIdx.x] = sum;
+  __syncthreads();
+  x[threadIdx.x] = last[63 - threadIdx.x];
 }
 """
 
@@ -260,5 +263,5 @@ def test_compiled_kernel(tmp_path, architecture):
     assert count.classes["MUFU"] == pytest.approx(6400 + 20 * 3 + 100)
     assert count.total > 6400 + 20 * 3 + 100
     assert abs(marked.instructions - found[""].instructions) <= 0.05 * found[""].instructions
-    usage = sass.resources(tmp_path / "toy.cubin")[name]
-    assert usage["stack"] == 0 and 0 < usage["registers"] < 64
+    usage = sass.resources(tmp_path / "toy.cubin", architecture)[name]
+    assert usage["stack"] == 0 and usage["static_shared"] == 4 * 64 and 0 < usage["registers"] < 64

@@ -1,0 +1,77 @@
+"""What the static report derives: occupancy, spills, targets, failures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import static
+from static_report import Op, Variant
+
+
+def variant(architecture: int = 80, **changes: int) -> Variant:
+    zeros = dict.fromkeys(("stack", "local_accesses", "static_shared", "dynamic_shared", "code"), 0)
+    return Variant("cuda", architecture, "kernel", **{"threads": 256, "registers": 32} | zeros | changes)
+
+
+@pytest.mark.parametrize(
+    "changes, blocks, limit",
+    [
+        ({}, 8, "registers"),  # and warps
+        ({"registers": 33}, 6, "registers"),  # 40 a thread: 48 warps
+        ({"registers": 128}, 2, "registers"),
+        ({"registers": 255, "threads": 128}, 2, "registers"),
+        ({"registers": 24}, 8, "warps"),
+        ({"registers": 24, "threads": 32}, 21, "registers"),  # given to 4 warps at a time
+        ({"registers": 8, "threads": 32}, 32, "blocks"),
+        ({"dynamic_shared": 81 << 10}, 2, "shared memory"),  # with 1 KB of the system each
+        ({"dynamic_shared": (81 << 10) + 1}, 1, "shared memory"),
+        ({"architecture": 90, "dynamic_shared": 75 << 10}, 3, "shared memory"),
+    ],
+)
+def test_occupancy(changes, blocks, limit):
+    record = variant(**changes).record()
+    assert record["blocks_per_sm"] == blocks
+    assert record["warps_per_sm"] == blocks * record["threads"] // 32
+    assert record["limited_by"] == limit
+
+
+@pytest.mark.parametrize("changes, spills", [({}, False), ({"stack": 8}, True), ({"local_accesses": 2}, True)])
+def test_spills(changes, spills):
+    assert variant(**changes).record()["spills"] == spills
+
+
+def op(direction: str, per_element: float, backend: str = "cuda", architecture: int = 80) -> Op:
+    return Op(backend, architecture, direction, "float32", 200_000, False, {"kernel": per_element}, {})
+
+
+def test_failures_are_named():
+    good = {"variants": [variant().record()], "ops": [op("forward", 14).record()], "calibration": []}
+    assert static.failed(good) == []
+    bad = {
+        "variants": [variant(stack=8).record()],
+        "ops": [op("forward", 14.1).record(), op("backward", 45.1).record(), op("backward", 50, "triton").record()],
+        "calibration": [{"direction": "forward", "length": 200_000, "per_element": 30, "expected": 36.7, "met": False}],
+    }
+    assert [line.split(":")[0] for line in static.failed(bad)] == [
+        "kernel spills on sm_80",
+        "forward float32 at L = 200,000 takes 14.1 instructions per state element on sm_80; the target is 14",
+        "backward float32 at L = 200,000 takes 45.1 instructions per state element on sm_80; the target is 45",
+        "calibration",
+    ]
+
+
+def test_without_nvcc_it_says_so_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(static, "load_setup", lambda: SimpleNamespace(find_nvcc=lambda: None))
+    assert static.main() == 2
+    assert capsys.readouterr().err.startswith("make static: nvcc was not found")
+
+
+def test_recorded_report():
+    """Complete, without spills, and with a calibration that holds; of targets `make static` speaks."""
+    report = static.recorded()
+    assert [line for line in static.failed(report) if "target" not in line] == []
+    assert len(report["calibration"]) == 4
+    places = {(r["backend"], r["architecture"]) for r in report["ops"]}
+    assert places == {(backend, sm) for backend in ("cuda", "triton") for sm in static.ARCHITECTURES}
+    assert len(report["ops"]) == len(places) * len(static.PROBLEMS)
