@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from seq2exp.errors import UserError
 from seq2exp.kernels import ScanWeights, bimamba
 
 NORM_EPSILON = 1e-5
+SHARING = "rc_equivariant_sharing"  # a buffer that state dicts of equivariant backbones have and others lack
 
 
 class ScanDirection(nn.Module):
@@ -35,7 +38,11 @@ class ScanDirection(nn.Module):
 
 
 class BimambaMixer(nn.Module):
-    """A bidirectional Mamba: (batch, L, d_model) -> the same."""
+    """A bidirectional Mamba: (batch, L, d_model) -> the same.
+
+    complement: h is the complementary strand in genome orientation. Its 5' end is the last base, so the weights of the
+    two directions change places: what flipping along L, mixing and flipping back would give, without the flips.
+    """
 
     def __init__(
         self, d_model: int, d_state: int, d_conv: int, expand: int, *, tied: bool = True, strategy: str = "add",
@@ -51,11 +58,17 @@ class BimambaMixer(nn.Module):
         self.fwd = ScanDirection(d_inner, dt_rank, d_state, d_conv)
         self.rev = ScanDirection(d_inner, dt_rank, d_state, d_conv)
 
-    def forward(self, h: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        rev_proj = None if self.rev_in_proj is None else (self.rev_in_proj, self.rev_out_proj)
+    def forward(self, h: Tensor, cu_seqlens: Tensor | None = None, *, complement: bool = False) -> Tensor:
+        tied = self.rev_in_proj is None
+        projections = [(self.in_proj, self.out_proj), (self.rev_in_proj, self.rev_out_proj)]
+        directions = [self.fwd.weights(), self.rev.weights()]
+        if complement:
+            directions.reverse()
+            if not tied:
+                projections.reverse()
         return bimamba(
-            h, self.in_proj, self.out_proj, self.fwd.weights(), self.rev.weights(), rev_proj=rev_proj,
-            strategy=self.strategy, cu_seqlens=cu_seqlens,
+            h, *projections[0], *directions, rev_proj=None if tied else projections[1], strategy=self.strategy,
+            cu_seqlens=cu_seqlens,
         )  # fmt: skip
 
 
@@ -71,18 +84,20 @@ class RMSNorm(nn.Module):
 
 
 class BackboneLayer(nn.Module):
-    """Residual add, norm, mixer. The residual stream stays in the dtype of the backbone's input."""
+    """Residual add, norm, mixer, on one strand. The residual stream stays in the dtype of the backbone's input."""
 
     def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, **mixer: Any) -> None:
         super().__init__()
         self.norm = RMSNorm(d_model)
         self.mixer = BimambaMixer(d_model, d_state, d_conv, expand, **mixer)
 
-    def forward(self, residual: Tensor, gate: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    def forward(
+        self, residual: Tensor, gate: Tensor | None = None, cu_seqlens: Tensor | None = None, complement: bool = False
+    ) -> Tensor:
         h = self.norm(residual)
         if gate is not None:
             h = h * gate
-        return residual + self.mixer(h, cu_seqlens).to(residual.dtype)
+        return residual + self.mixer(h, cu_seqlens, complement=complement).to(residual.dtype)
 
 
 class CaduceusBackbone(nn.Module):
@@ -90,11 +105,19 @@ class CaduceusBackbone(nn.Module):
 
     gate: (batch, L), multiplies the normalised input of every mixer. cu_seqlens: offsets of packed sequences, batch 1.
     recompute: "layer" keeps only the residual stream and recomputes each layer in the backward.
+    rc_equivariant: both strands go in and come out, (2, batch, L, d_model), the bases and their complements, both in
+        genome orientation; they share all weights and the gate (Caduceus-PS). Strands exchanged and reversed along L
+        give the output exchanged and reversed. `published_layout` gives the published (batch, L, 2 d_model). No half
+        of the channels is flipped in here, so d_model may be odd.
+
+    Raises
+    ------
+    ValueError: x without its strands. UserError: a state dict of the other sharing.
     """
 
     def __init__(
         self, d_model: int, n_layers: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2, tied: bool = True,
-        strategy: str = "add", recompute: str = "none",
+        strategy: str = "add", recompute: str = "none", rc_equivariant: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         out_scale = 1 / math.sqrt(n_layers)  # GPT-2's rescaling of what adds to the residual stream
@@ -104,37 +127,106 @@ class CaduceusBackbone(nn.Module):
         )
         self.norm = RMSNorm(d_model)
         self.recompute = recompute
+        self.rc_equivariant = rc_equivariant
+        if rc_equivariant:
+            self.register_buffer(SHARING, torch.tensor(True))
 
     def forward(self, x: Tensor, *, gate: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         gate = None if gate is None else gate.unsqueeze(-1).to(x.dtype)
+        if not self.rc_equivariant:
+            return self._strand(x, gate, cu_seqlens, complement=False)
+        if x.dim() != 4 or x.shape[0] != 2:
+            raise ValueError(
+                f"CaduceusBackbone: with rc_equivariant=True x must be both strands, (2, batch, L, d_model), "
+                f"got {tuple(x.shape)}"
+            )
+        strands = zip(x.unbind(0), (False, True), strict=True)
+        return torch.stack([self._strand(strand, gate, cu_seqlens, complement) for strand, complement in strands])
+
+    def _strand(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor | None, complement: bool) -> Tensor:
         for layer in self.layers:
             if self.recompute == "layer" and torch.is_grad_enabled():
-                x = checkpoint(layer, x, gate, cu_seqlens, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, gate, cu_seqlens, complement, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, gate, cu_seqlens)
+                x = layer(x, gate, cu_seqlens, complement)
         return self.norm(x)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        theirs = prefix + SHARING in state_dict
+        if prefix + "norm.weight" in state_dict and theirs != self.rc_equivariant:
+            raise UserError(
+                f"the state dict is of a model with rc_equivariant={theirs}, this one has rc_equivariant={not theirs}: "
+                "the same weights would compute something else"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def published_layout(strands: Tensor) -> Tensor:
+    """Both strands (2, batch, L, d) as Caduceus-PS has them: (batch, L, 2 d), the channels of the second reversed."""
+    return torch.cat([strands[0], strands[1].flip(-1)], -1)
 
 
 class CaduceusOutput(NamedTuple):
-    """hidden: (batch, L, d_model). logits: (batch, L, vocabulary)."""
+    """hidden: (batch, L, d_model), with rc_equivariant (batch, L, 2 d_model). logits: (batch, L, vocabulary)."""
 
     hidden: Tensor
     logits: Tensor
 
 
 class Caduceus(nn.Module):
-    """Caduceus masked language model, not equivariant ("Ph"): token ids (batch, L) int64 -> `CaduceusOutput`."""
+    """Caduceus masked language model: token ids (batch, L) int64 -> `CaduceusOutput`.
 
-    def __init__(self, vocabulary: int, d_model: int, n_layers: int, **backbone: Any) -> None:
+    rc_equivariant: False is the published "Ph", True "PS": the reverse complement of the tokens gives the hidden states
+        reversed along bases and channels, and the logits reversed along bases and their vocabulary complemented.
+    complement_map: with rc_equivariant the complement of every token, token by token or as a mapping.
+    backbone: options of `CaduceusBackbone`.
+
+    Raises
+    ------
+    ValueError: a complement map that is missing, incomplete or no involution.
+    """
+
+    complement_map: Tensor | None
+
+    def __init__(
+        self, vocabulary: int, d_model: int, n_layers: int, *, rc_equivariant: bool = False,
+        complement_map: Mapping[int, int] | Sequence[int] | None = None, **backbone: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.backbone = CaduceusBackbone(d_model, n_layers, **backbone)
+        self.backbone = CaduceusBackbone(d_model, n_layers, rc_equivariant=rc_equivariant, **backbone)
         self.lm_head = nn.Linear(d_model, vocabulary, bias=False)
+        complements = _checked_complements(complement_map, vocabulary) if rc_equivariant else None
+        self.register_buffer("complement_map", complements, persistent=False)
 
     def forward(self, tokens: Tensor) -> CaduceusOutput:
-        hidden = self.backbone(self.embedding(tokens))
-        return CaduceusOutput(hidden, self.lm_head(hidden))
+        if self.complement_map is None:
+            hidden = self.backbone(self.embedding(tokens))
+            return CaduceusOutput(hidden, self.lm_head(hidden))
+        strands = self.backbone(self.embedding(torch.stack([tokens, self.complement_map[tokens]])))
+        return CaduceusOutput(published_layout(strands), self.strand_logits(strands))
+
+    def strand_logits(self, strands: Tensor) -> Tensor:
+        """Logits (batch, L, vocabulary) of both strands (2, batch, L, d_model): their sum, as published."""
+        return self.lm_head(strands[0]) + F.linear(strands[1], self.lm_head.weight[self.complement_map])
+
+
+def _checked_complements(complement_map: Mapping[int, int] | Sequence[int] | None, vocabulary: int) -> Tensor:
+    if complement_map is None:
+        raise ValueError("Caduceus: rc_equivariant=True needs complement_map, the complement of every token")
+    tokens = range(vocabulary)
+    known = complement_map.keys() if isinstance(complement_map, Mapping) else range(len(complement_map))
+    if set(known) != set(tokens):
+        raise ValueError(f"Caduceus: complement_map must map each of the tokens 0..{vocabulary - 1}, and no other")
+    complements = [int(complement_map[token]) for token in tokens]
+    for token, other in enumerate(complements):
+        if not 0 <= other < vocabulary or complements[other] != token:
+            raise ValueError(
+                f"Caduceus: complement_map is not an involution: {other} is the complement of {token}, "
+                f"{complements[other] if 0 <= other < vocabulary else 'nothing'} that of {other}"
+            )
+    return torch.tensor(complements)
 
 
 def _linear_init(out_features: int, in_features: int) -> Tensor:

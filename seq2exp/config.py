@@ -84,6 +84,9 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     generator_layers, predictor_layers, d_model, d_state, d_conv, expand: the two Caduceus backbones.
     generator_input: what the generator reads, the sequence embedding or the sum with the signal embedding.
     share_backbone: generator and predictor are one backbone. position_embedding: a learned (length, d_model) is added.
+    rc_equivariant: the reverse complement of a window (its tracks and regions reversed along) gets the same expression
+        and the reversed mask; in training, whose mask is drawn, so are their distributions. Both backbones run on both
+        strands with the same weights (Caduceus-PS). Needs length - center even.
     mask_placement: the mask multiplies the predictor's input, or also the normalised input of every layer.
     packed: the predictor processes the selected bases only (needs a binary mask).
     task_gradient: with a binary mask the prediction loss reaches the mask straight-through; False is as published.
@@ -97,6 +100,7 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     generator_input: Literal["sequence", "sequence+signals"] = "sequence"
     share_backbone: bool = False
     position_embedding: bool = False
+    rc_equivariant: bool = False
     mask_placement: Literal["input", "every_layer"] = "input"
     packed: bool = False
     task_gradient: bool = True
@@ -122,6 +126,11 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
                 raise ValueError(
                     f"{name} has {len(given)} numbers, tracks is {self.tracks}: give one per track, contacts last"
                 )
+        if self.rc_equivariant and (self.length - self.center) % 2:
+            raise ValueError(
+                f"rc_equivariant needs length - center to be even, got {self.length} - {self.center}: otherwise the "
+                "centre of the reversed window is another one"
+            )
         if self.packed and not self.hard:
             raise ValueError("packed needs hard=True: only a binary mask selects bases")
         if self.share_backbone and self.generator_layers != self.predictor_layers:

@@ -13,6 +13,7 @@ from seq2exp.config import BackboneFields, Seq2ExpConfig
 from seq2exp.kernels import BetaMask, beta_mask, pack_selected
 from seq2exp.kernels.beta_mask.reference import centre_slice
 from seq2exp.pretrained import Pretrained
+from seq2exp.strands import both_strands
 
 
 class Seq2ExpOutput(NamedTuple):
@@ -33,13 +34,13 @@ class Seq2ExpOutput(NamedTuple):
 
 
 class SequenceEmbedding(nn.Linear):
-    """Codes A C G T N = 0..4 (batch, L) uint8, or one-hot (batch, L, 4), to (batch, L, d_model). N is all zero."""
+    """Codes A C G T N = 0..4 (..., L) uint8, or one-hot (..., L, 4), to (..., L, d_model). N is all zero."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__(4, d_model)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        if sequence.dim() == 3:
+        if sequence.is_floating_point():
             return super().forward(sequence.to(self.weight.dtype))
         table = torch.cat([self.weight.t(), self.weight.new_zeros(1, self.out_features)])
         return F.embedding(sequence.long(), table) + self.bias
@@ -70,6 +71,7 @@ class Seq2Exp(Pretrained, nn.Module):
 
     config_class = Seq2ExpConfig
     config: Seq2ExpConfig
+    position_embedding: Tensor | None
 
     def __init__(self, config: Seq2ExpConfig) -> None:
         super().__init__()
@@ -111,14 +113,14 @@ class Seq2Exp(Pretrained, nn.Module):
         ValueError: shapes that do not fit the configuration, negative or non-finite signals. TypeError: wrong dtypes.
         """
         check_inputs(self.config, sequence, signals, gene_features)
-        e = self.sequence_embedding(sequence)
+        e = self.sequence_embedding(both_strands(sequence) if self.config.rc_equivariant else sequence)
         if self.position_embedding is not None:
-            e = e + self.position_embedding.to(e.dtype)
+            e = e + self._positions(self.position_embedding).to(e.dtype)
         both = e + self.signal_embedding(signals.to(self.signal_embedding.weight.dtype)).to(e.dtype)
         hidden = self.generator(e if self.config.generator_input == "sequence" else both)
-        mask = self._mask(self.mask_head(hidden), signals, exclude, include, seed, rows)
+        mask = self._mask(self._over_strands(self.mask_head(hidden)), signals, exclude, include, seed, rows)
         gate = mask.mask.detach() if self.config.hard and not self.config.task_gradient else mask.mask
-        pooled = self._packed(both, gate) if self.config.packed else self._dense(both, gate)
+        pooled = self._over_strands(self._packed(both, gate) if self.config.packed else self._dense(both, gate))
         return Seq2ExpOutput(self.head(pooled, gene_features), **mask._asdict(), selected_fraction=mask.mask.mean())
 
     def _mask(
@@ -133,30 +135,45 @@ class Seq2Exp(Pretrained, nn.Module):
             include=include, center=c.center, rule=c.rule, seed=seed, rows=rows,
         )  # fmt: skip
 
+    def _positions(self, p: Tensor) -> Tensor:
+        """p (L, d_model) itself, or for both strands (2, 1, L, d_model): the second counts from the other end."""
+        return torch.stack([p, p.flip(0)])[:, None] if self.config.rc_equivariant else p
+
+    def _over_strands(self, x: Tensor) -> Tensor:
+        """The mean of both strands, or x itself where there is one."""
+        return x.mean(0) if self.config.rc_equivariant else x
+
     def _gate(self, mask: Tensor) -> Tensor | None:
         return mask if self.config.mask_placement == "every_layer" else None
 
+    # x is (batch, L, d_model), or both strands (2, batch, L, d_model) under one mask; the mean of the centre likewise.
+
     def _dense(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The predictor over every base of x * mask; mean of the centre, (batch, d_model)."""
+        """The predictor over every base of x * mask; mean of the centre, (..., batch, d_model)."""
         hidden = self.predictor(x * mask.unsqueeze(-1).to(x.dtype), gate=self._gate(mask))
-        return hidden[:, centre_slice(x.shape[1], self.config.center)].mean(1)
+        return hidden[..., centre_slice(x.shape[-2], self.config.center), :].mean(-2)
 
     def _packed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The predictor over the selected bases, each row its own sequence; mean of the centre, (batch, d_model)."""
-        batch, length, d = x.shape
-        packed = pack_selected(x, mask)
+        """The predictor over the selected bases, each row a sequence; mean of the centre, (..., batch, d_model)."""
+        batch, length = mask.shape
+        if self.config.rc_equivariant:
+            packed, complements = (pack_selected(strand, mask) for strand in x.unbind(0))
+            values = torch.stack([packed.values, complements.values])
+        else:
+            packed = pack_selected(x, mask)
+            values = packed.values
         gate = self._gate(mask.flatten()[packed.indices][None])
-        hidden = self.predictor(packed.values[None], gate=gate, cu_seqlens=packed.cu_seqlens)[0]
+        hidden = self.predictor(values.unsqueeze(-3), gate=gate, cu_seqlens=packed.cu_seqlens).squeeze(-3)
         centre = centre_slice(length, self.config.center)
         position = packed.indices % length
         at_centre = (position >= centre.start) & (position < centre.stop)  # all of the centre is always selected
-        return hidden[at_centre].view(batch, self.config.center, d).mean(1)
+        return hidden[..., at_centre, :].unflatten(-2, (batch, self.config.center)).mean(-2)
 
 
 def _backbone(config: Seq2ExpConfig, n_layers: int) -> CaduceusBackbone:
     return CaduceusBackbone(
         config.d_model, n_layers, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand,
-        recompute=config.recompute,
+        recompute=config.recompute, rc_equivariant=config.rc_equivariant,
     )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _guess_class(weights: Mapping[str, Tensor]) -> str:
     return "CaduceusForMaskedLM" if "lm_head.weight" in weights else "GeneExpBiMamba"
 
 
-def _mixer_fields(settings: Mapping[str, Any]) -> dict[str, int]:
+def _mixer_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     ssm = settings.get("ssm_cfg") or {}
     return {ours: ssm[ours] for ours in ("d_state", "d_conv", "expand") if ours in ssm}
 

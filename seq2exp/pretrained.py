@@ -52,7 +52,7 @@ class Pretrained:
             raise UserError(f"{folder / CONFIG}: {first_problem(error)}") from None
         try:
             load_model(model, str(folder / WEIGHTS))  # type: ignore[arg-type]
-        except (RuntimeError, SafetensorError) as error:
+        except (RuntimeError, SafetensorError, UserError) as error:
             why = " ".join(str(error).split())
             raise UserError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG}: {why}") from None
         return model.eval()  # type: ignore[attr-defined,no-any-return]

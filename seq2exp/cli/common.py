@@ -20,6 +20,9 @@ BatchSize = Annotated[
 Workers = Annotated[int, typer.Option(min=0, help="reader processes")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; default: that of the run, fp32 for a saved model")]
+RcAverage = Annotated[
+    bool, typer.Option("--rc-average", help="mean over each window and its reverse complement; twice the work")
+]
 
 
 def open_trained(

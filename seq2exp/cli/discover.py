@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import BatchSize, Device, ModelPath, Precision, Split, StorePath, Workers, echo, open_trained
+from .common import BatchSize, Device, ModelPath, Precision, RcAverage, Split, StorePath, Workers, echo, open_trained
 
 
 def discover(
@@ -25,6 +25,7 @@ def discover(
     workers: Workers = 0,
     device: Device = "auto",
     precision: Precision = None,
+    rc_average: RcAverage = False,
 ) -> None:
     """Find regulatory elements: regions.bed, the mask as mask.bw (where windows overlap, the largest value), a picture.
 
@@ -46,7 +47,8 @@ def discover(
         raise UserError(f"{windows.store.path}: no gene {gene!r}{f' in split {split}' if split else ''}")
     out = out or model_path / "discovery"
     chromosomes = windows.store.chromosomes
-    found = write_discovery(out, loci(model, windows, selection, **how), chromosomes, gene)
+    masks = loci(model, windows, selection, rc_average=rc_average, **how)
+    found = write_discovery(out, masks, chromosomes, gene)
     echo(f"{out / 'regions.bed'}: {len(found.regions)} regions of {found.genes} genes")
     echo(f"{out / 'mask.bw'}: the mask per base")
     if found.locus is not None:

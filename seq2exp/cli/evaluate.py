@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import BatchSize, Device, ModelPath, Precision, Split, StorePath, Workers, echo, open_trained
+from .common import BatchSize, Device, ModelPath, Precision, RcAverage, Split, StorePath, Workers, echo, open_trained
 
 
 def evaluate(
@@ -19,6 +19,7 @@ def evaluate(
     workers: Workers = 0,
     device: Device = "auto",
     precision: Precision = None,
+    rc_average: RcAverage = False,
 ) -> None:
     """Compare predictions with measured expression: MSE, MAE, Pearson, Spearman and mask ratio of every split."""
     model, windows, how = open_trained(
@@ -28,7 +29,7 @@ def evaluate(
     from seq2exp.inference.evaluate import score_splits
     from seq2exp.inference.windows import predict_genes
 
-    table = score_splits(predict_genes(model, windows, **how))
+    table = score_splits(predict_genes(model, windows, rc_average=rc_average, **how))
     out = out or model_path / "evaluation"
     with atomic(out / "evaluation.csv") as partial:
         table.to_csv(partial, index=False)

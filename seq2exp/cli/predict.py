@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import BatchSize, Device, ModelPath, Precision, Split, StorePath, Workers, echo, open_trained
+from .common import BatchSize, Device, ModelPath, Precision, RcAverage, Split, StorePath, Workers, echo, open_trained
 
 
 def predict(
@@ -19,6 +19,7 @@ def predict(
     workers: Workers = 0,
     device: Device = "auto",
     precision: Precision = None,
+    rc_average: RcAverage = False,
 ) -> None:
     """Predict the expression of every gene of a store, with or without a target, into one CSV."""
     model, windows, how = open_trained(
@@ -27,7 +28,7 @@ def predict(
     from seq2exp.files import atomic
     from seq2exp.inference.windows import predict_genes
 
-    genes = predict_genes(model, windows, **how)
+    genes = predict_genes(model, windows, rc_average=rc_average, **how)
     out = out or model_path / "predictions.csv"
     with atomic(out) as partial:
         genes.to_csv(partial, index=False)

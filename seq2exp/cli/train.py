@@ -16,7 +16,11 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="run folder to continue, with the settings kept in it")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train a model: `seq2exp train CONFIG.yaml --out RUN`, continue with `seq2exp train --resume RUN`."""
+    """Train a model: `seq2exp train CONFIG.yaml --out RUN`, continue with `seq2exp train --resume RUN`.
+
+    Strands, in CONFIG.yaml: model.rc_equivariant: true makes a model that treats both alike;
+    data.rc_augmentation: 0.5 reverse-complements half of the windows instead.
+    """
     from seq2exp.errors import UserError
     from seq2exp.training import load_config
     from seq2exp.training import train as run_training

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from seq2exp.data_tools import GeneWindows, collate
 from seq2exp.errors import UserError
+from seq2exp.strands import reverse_complement
 
 if TYPE_CHECKING:
     from seq2exp import Seq2Exp
@@ -60,14 +61,35 @@ def run_windows(
     device: torch.device | None = None,
     precision: str = "fp32",
     order: Sequence[int] | None = None,
+    rc_average: bool = False,
 ) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(batch, output) in evaluation mode for all windows, or for those of ``order`` in that order."""
+    """(batch, output) in evaluation mode for all windows, or for those of ``order`` in that order.
+
+    Args:
+        rc_average: run each window and its reverse complement and give the mean of both, what belongs to a base put
+            back in its place (Caduceus-Ph); a binary mask becomes 0, 0.5 or 1. Twice the work.
+
+    Raises:
+        UserError: rc_average where the centre of a reversed window is another one.
+    """
+    length, center = model.config.length, model.config.center
+    if rc_average and (length - center) % 2:
+        raise UserError(f"rc_average needs a model whose length - center is even, got {length} - {center}")
     device = device or next(model.parameters()).device
     dataset = windows if order is None else Subset(windows, order)
     model.eval()
     for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate):
         with torch.inference_mode(), autocast(device, precision):
-            yield batch, call_model(model, batch, device)
+            out = call_model(model, batch, device)
+            if rc_average:
+                out = _strand_mean(out, call_model(model, reverse_complement(batch), device))
+            yield batch, out
+
+
+def _strand_mean(out: Any, reversed_out: Any) -> Any:
+    """The mean of two outputs, the second of the reverse-complemented windows."""
+    placed = (x.flip(1) if x is not None and x.ndim == 2 else x for x in reversed_out)  # (batch, L): base by base
+    return type(out)(*(None if x is None else (x + y) / 2 for x, y in zip(out, placed, strict=True)))
 
 
 def predict_genes(model: Model, windows: GeneWindows, **settings: Any) -> pd.DataFrame:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2exp.strands import ALONG_THE_WINDOW, reverse_complement
+
 from .schedule import derive_seed
 
 
@@ -43,16 +45,13 @@ def permutation(items: int, seed: int, epoch: int) -> list[int]:
 
 
 def augment(batch: dict[str, Any], probability: float, seed: int, step: int) -> dict[str, Any]:
-    """Reverse-complement each window with ``probability``, drawn from (seed, step).
-
-    Codes A C G T become 3 - code, N stays; sequence, signals, exclude and include are reversed along the window.
-    """
+    """Reverse-complement each window with ``probability``, drawn from (seed, step)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "reverse complement", step))
-    flip = torch.rand(len(batch["row"]), generator=generator) < probability
-    codes = batch["sequence"]
-    reverse = {"sequence": torch.where(codes < 4, 3 - codes, codes)}
-    for name in ("sequence", "signals", "exclude", "include"):
+    chosen = torch.rand(len(batch["row"]), generator=generator) < probability
+    other = reverse_complement(batch)
+
+    def mixed(name: str) -> Tensor:
         values: Tensor = batch[name]
-        chosen = flip.to(values.device).view(-1, *[1] * (values.ndim - 1))
-        batch = batch | {name: torch.where(chosen, reverse.get(name, values).flip(1), values)}
-    return batch
+        return torch.where(chosen.to(values.device).view(-1, *[1] * (values.ndim - 1)), other[name], values)
+
+    return batch | {name: mixed(name) for name in ALONG_THE_WINDOW}
