@@ -190,7 +190,7 @@ def build(architecture: int | None) -> None:
         try:
             build_one(peer, architecture or gpu_architecture())
             status[peer.name] = None
-        except PeerError as error:
+        except (PeerError, OSError) as error:
             status[peer.name] = str(error)
         print(f"{peer.name} {peer.version}: {'not measured: ' + status[peer.name] if status[peer.name] else 'built'}")
     BUILT.mkdir(parents=True, exist_ok=True)
