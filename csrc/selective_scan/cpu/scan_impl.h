@@ -473,14 +473,13 @@ void reduce(const ScanArgs& a, const float* partial, const Strided& out, int64_t
   for (int64_t task = task_begin; task < task_end; ++task) {
     const int64_t group = task / chunks % groups, b = task / chunks / groups;
     const int64_t k = begin + task % chunks * CHUNK, n = end - k < CHUNK ? end - k : CHUNK;
-    zero(sum, n * s.ld);
+    zero(sum, n * s.padded);
     for (int64_t v = (b * groups + group) * vectors; v < (b * groups + group + 1) * vectors; ++v) {
       const float* src = partial + (v * a.span + k - begin) * s.padded;
-      for (int64_t t = 0; t < n; ++t)
-        for (int64_t i = 0; i < s.padded; i += 4) *reinterpret_cast<Quad*>(sum + t * s.ld + i) += *reinterpret_cast<const Quad*>(src + t * s.padded + i);
+      for (int64_t i = 0; i < n * s.padded; i += W) store(sum + i, load(sum + i) + load(src + i));  // a chunk holds whole vectors
     }
     for (int64_t r = 0; r < a.state; r += W)
-      write_tile(sum + r, s.ld, out, b, group, r, a.state - r < W ? a.state - r : W, k, n, a.length, a.reverse);
+      write_tile(sum + r, s.padded, out, b, group, r, a.state - r < W ? a.state - r : W, k, n, a.length, a.reverse);
   }
 }
 

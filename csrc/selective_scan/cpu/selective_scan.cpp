@@ -214,10 +214,11 @@ std::vector<Tensor> backward(Tensor grad, Tensor u, Tensor delta, Tensor A, Tens
     const int64_t end = std::min(begin + a.span, a.length), n = ceil_div(end - begin, SCAN_CHUNK);
     p.parallel(p.vectors, p.k.backward_scratch(a),
                [&](int64_t v0, int64_t v1, float* scratch) { p.k.backward(a, begin, end, v0, v1, scratch); });
-    p.parallel(a.batch * a.groups_b * n, reduce_scratch,
-               [&](int64_t t0, int64_t t1, float* scratch) { p.k.reduce_b(a, begin, end, t0, t1, scratch); });
-    p.parallel(a.batch * a.groups_c * n, reduce_scratch,
-               [&](int64_t t0, int64_t t1, float* scratch) { p.k.reduce_c(a, begin, end, t0, t1, scratch); });
+    const int64_t tasks_b = a.batch * a.groups_b * n, tasks_c = a.batch * a.groups_c * n;
+    p.parallel(tasks_b + tasks_c, reduce_scratch, [&](int64_t t0, int64_t t1, float* scratch) {
+      p.k.reduce_b(a, begin, end, std::min(t0, tasks_b), std::min(t1, tasks_b), scratch);
+      p.k.reduce_c(a, begin, end, std::max(t0 - tasks_b, int64_t(0)), std::max(t1 - tasks_b, int64_t(0)), scratch);
+    });
   }
   collect(p, a.sum_a, a.state, p.padded, static_cast<float*>(dA.data_ptr()));
   if (D) collect(p, a.sum_d, 1, 1, static_cast<float*>(dD.data_ptr()));
