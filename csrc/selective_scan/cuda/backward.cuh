@@ -261,11 +261,13 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
           S2E_MARK(kMarkRound);
           __syncthreads();
           if (!active) continue;
-          const int end = least((mine + 1) * turns, states);
+          const int s = mine * turns;
+          float* tile = shared + s * kPitch;
+          Adjoint* at = own + first + s;
 #pragma unroll 1
-          for (int s = mine * turns; s < end; ++s) {
+          for (int left = opaque(least(turns, states - s)); left > 0; --left, ++at, tile += kPitch) {
             S2E_MARK(kMarkState);
-            state_backward<K, kGate>(l, own + first + s, lane, shared + s * kPitch);
+            state_backward<K, kGate>(l, at, lane, tile);
           }
         }
         if (base + warps >= group_channels || !one_block) {
