@@ -80,7 +80,7 @@ def backward(
     du, ddelta and dz have the dtypes and strides of their inputs; dA, dD, ddelta_bias are float32; dB and dC are
     contiguous, in the dtypes of B and C.
     """
-    batch, dim, length = u.shape
+    _, dim, length = u.shape
     scan = _Scan.of(grad_out, u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, cu_seqlens)
     segments = scan.segments(scan.closed_groups, BACKWARD_PROGRAMS)
     parts = (scan.sequences * segments, dim)

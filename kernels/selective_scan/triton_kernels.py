@@ -1,12 +1,13 @@
 """Triton kernels of the selective scan. README.md has the mathematics, triton.py the launches.
 
 A tile is 256 positions: 32 lanes with 8 consecutive positions each. A warp has a channel, a program W warps. What a
-program knows of a tile is a tuple of 8 tensors (LANES, W), the k-th with the k-th position of every lane, in the order of
-the scan. So positions of a lane are scanned by plain arithmetic, and one value a lane goes through the scan over lanes.
+program knows of a tile is a tuple of 8 tensors (LANES, W), the k-th with the k-th position of every lane, in the order
+of the scan. So positions of a lane are scanned by plain arithmetic; one value a lane goes through a scan over lanes.
 
 Tiles start at multiples of 256 in memory: rows are read four values at a time (QUADS) wherever a sequence starts.
 Outside the sequence the step size is 0, which leaves the state as it is.
 """
+# ruff: noqa: RUF005 - Triton compiles no starred tuples
 
 from __future__ import annotations
 
@@ -455,7 +456,8 @@ def selective_scan_bwd_kernel(
     grad, u, delta, A2, B, C, D, z, bias, cu_seqlens, states, carry, du, ddelta, dA, dB, dC, dD, dz, dbias,
     s_grad0: tl.int64, s_grad1: tl.int64, s_u0: tl.int64, s_u1: tl.int64, s_delta0: tl.int64, s_delta1: tl.int64,
     s_z0: tl.int64, s_z1: tl.int64, s_B0: tl.int64, s_B1: tl.int64, s_B2: tl.int64,
-    s_C0: tl.int64, s_C1: tl.int64, s_C2: tl.int64, L: tl.int64, dim, N, n_segments, n_groups, n_blocks, n_joint, channels_B, channels_C,
+    s_C0: tl.int64, s_C1: tl.int64, s_C2: tl.int64,
+    L: tl.int64, dim, N, n_segments, n_groups, n_blocks, n_joint, channels_B, channels_C,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, QUADS: tl.constexpr, CONSTANT_B: tl.constexpr,
     CONSTANT_C: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip

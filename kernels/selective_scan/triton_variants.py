@@ -37,8 +37,8 @@ OPTIONS: dict[str, dict[str, bool]] = {
 class Variant:
     """A kernel, the types of its arguments (those absent are constants None) and how it is launched.
 
-    kernel is "fwd", "bwd", "segment fwd", "segment bwd", "carry fwd" or "carry bwd"; dtype the storage of u, delta, z, B
-    and C; options a key of OPTIONS: with D, z, delta_bias and softplus unless "bare", quads unless "odd".
+    kernel: "fwd", "bwd", "segment fwd", "segment bwd", "carry fwd" or "carry bwd". dtype: storage of u, delta, z, B, C.
+    options: a key of OPTIONS; with D, z, delta_bias and softplus unless "bare", with quads unless "odd".
     """
 
     kernel: str
@@ -56,11 +56,12 @@ class Variant:
     def compile(self, architecture: int) -> CompiledKernel:
         """architecture: 80 or 90. `asm["cubin"]` of the result is the machine code."""
         names = self.function.arg_names
+        pointers = [name for name, kind in self.signature.items() if kind.startswith("*")]
         source = ASTSource(
             fn=self.function,
             signature=self.signature | dict.fromkeys(self.constants, "constexpr"),
             constexprs={(names.index(name),): value for name, value in self.constants.items()},
-            attrs={(names.index(n),): [["tt.divisibility", 16]] for n, t in self.signature.items() if t.startswith("*")},
+            attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
         )
         return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=self.launch)
 
