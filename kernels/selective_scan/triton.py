@@ -9,6 +9,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ CHUNK = kernels.TILE.value
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 512, 1024  # with fewer, L is cut into segments
 FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 255  # declared, because ptxas by itself spills one or two to save a few
 CARRY_SEGMENTS, CARRY_ELEMENTS = 16, 32  # block of the carry kernel
-LOG2E = 1.4426950408889634
-TUNING = (2, 4, 8)  # numbers of warps worth trying
+LOG2E = kernels.LOG2E.value
 WARPS = 4  # of a program, unless tuned
+TUNING = (2, 4, 8)  # numbers of warps worth trying
 _warps = WARPS
 
 
@@ -53,20 +54,18 @@ def forward(
     B, C: (batch, groups, state, L), float32, bfloat16 or float16, any strides; their groups may differ.
     D, delta_bias: (dim,) float32. cu_seqlens: int64 (sequences + 1,).
     """
+    scan = _Scan.of(None, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
     batch, dim, length = u.shape
-    scan = _Scan.of(None, u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, cu_seqlens)
-    segments = scan.segments(scan.blocks, FORWARD_PROGRAMS)
     n_sequences = None if cu_seqlens is None else scan.sequences
     states = u.new_zeros(states_shape(batch, dim, A.shape[1], length, n_sequences), dtype=torch.float32)
+    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     with _device_of(u):
-        carry = scan.carry(segments, backward=False)
-        out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-        kernels.selective_scan_fwd_kernel[(scan.sequences * segments * scan.blocks,)](
-            scan.u, scan.delta, scan.A2, scan.B, scan.C, D, scan.z, delta_bias, cu_seqlens, out, states, carry,
-            *scan.strides(scan.u, scan.delta, scan.z), *scan.strides(scan.B, scan.C),
-            length, dim, A.shape[1], segments, scan.blocks, scan.joint_groups, scan.channels(B), scan.channels(C),
-            SOFTPLUS=delta_softplus, REVERSE=reverse, QUADS=scan.quads, CONSTANT_B=_constant(scan.B),
-            CONSTANT_C=_constant(scan.C), W=_warps, num_warps=_warps, maxnreg=FORWARD_REGISTERS,
+        carry = scan.carry()
+        kernels.selective_scan_fwd_kernel[(scan.sequences * scan.segments * scan.blocks,)](
+            scan.u, scan.delta, scan.A2, scan.B, scan.C, scan.D, scan.z, scan.bias, scan.cu_seqlens, out, states, carry,
+            *scan.strides(scan.u, scan.delta, scan.z, scan.B, scan.C),
+            length, dim, A.shape[1], scan.segments, scan.blocks, scan.joint_groups, scan.channels(B), scan.channels(C),
+            CONSTANT_B=_constant(scan.B), CONSTANT_C=_constant(scan.C), maxnreg=FORWARD_REGISTERS, **scan.options,
         )  # fmt: skip
     return _like(u, out), carry[:, -1].contiguous(), states
 
@@ -80,30 +79,28 @@ def backward(
     du, ddelta and dz have the dtypes and strides of their inputs; dA, dD, ddelta_bias are float32; dB and dC are
     contiguous, in the dtypes of B and C.
     """
+    scan = _Scan.of(grad_out, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
     _, dim, length = u.shape
-    scan = _Scan.of(grad_out, u, delta, A, B, C, z, delta_bias, delta_softplus, reverse, cu_seqlens)
-    segments = scan.segments(scan.closed_groups, BACKWARD_PROGRAMS)
-    parts = (scan.sequences * segments, dim)
 
     def rows(x: Tensor | None) -> Tensor | None:
         return None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
-    def sums(x: Tensor | None, *size: int) -> Tensor | None:
-        return None if x is None else u.new_zeros(*parts, *size, dtype=torch.float32)
+    def parts(x: Tensor | None) -> Tensor | None:
+        """A sum for each sequence and segment."""
+        return None if x is None else x.new_zeros(scan.sequences * scan.segments, *x.shape)
 
+    du, ddelta, dz = rows(u), rows(delta), rows(z)
+    dA, dD, dbias = parts(scan.A2), parts(scan.D), parts(scan.bias)
+    dB, dC = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (B, C))
     with _device_of(u):
-        carry = scan.carry(segments, backward=True)
-        du, ddelta, dz = rows(u), rows(delta), rows(z)
-        dA, dD, dbias = sums(A, A.shape[1]), sums(D), sums(delta_bias)
-        dB, dC = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (B, C))
-        kernels.selective_scan_bwd_kernel[(scan.sequences * segments * scan.closed_groups,)](
-            scan.grad, scan.u, scan.delta, scan.A2, scan.B, scan.C, D, scan.z, delta_bias, cu_seqlens, states, carry,
-            du, ddelta, dA, dB, dC, dD, dz, dbias,
-            *scan.strides(scan.grad, scan.u, scan.delta, scan.z), *scan.strides(scan.B, scan.C),
-            length, dim, A.shape[1], segments, scan.closed_groups, scan.blocks, scan.joint_groups,
+        carry = scan.carry()
+        kernels.selective_scan_bwd_kernel[(scan.sequences * scan.segments * scan.closed_groups,)](
+            scan.grad, scan.u, scan.delta, scan.A2, scan.B, scan.C, scan.D, scan.z, scan.bias, scan.cu_seqlens,
+            states, carry, du, ddelta, dA, dB, dC, dD, dz, dbias,
+            *scan.strides(scan.grad, scan.u, scan.delta, scan.z, scan.B, scan.C),
+            length, dim, A.shape[1], scan.segments, scan.closed_groups, scan.blocks, scan.joint_groups,
             scan.channels(B), scan.channels(C),
-            SOFTPLUS=delta_softplus, REVERSE=reverse, QUADS=scan.quads, CONSTANT_B=_constant(scan.B),
-            CONSTANT_C=_constant(scan.C), W=_warps, num_warps=_warps, maxnreg=BACKWARD_REGISTERS,
+            CONSTANT_B=_constant(scan.B), CONSTANT_C=_constant(scan.C), maxnreg=BACKWARD_REGISTERS, **scan.options,
         )  # fmt: skip
     dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
     return (
@@ -116,12 +113,13 @@ def backward(
 class _Scan:
     """The inputs as the kernels take them, and how the work is cut, which depends on shapes alone."""
 
-    grad: Tensor | None
+    grad: Tensor | None  # None: forward
     u: Tensor
     delta: Tensor
     A2: Tensor  # log2(e) A: decays are powers of 2
     B: Tensor
     C: Tensor
+    D: Tensor | None
     z: Tensor | None
     bias: Tensor | None
     softplus: bool
@@ -130,31 +128,14 @@ class _Scan:
 
     @classmethod
     def of(
-        cls, grad: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None,
-        bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
+        cls, grad: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        z: Tensor | None, bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
     ) -> _Scan:  # fmt: skip
         """Copies what is neither adjacent nor constant along L. No copy is larger than the gradient of its original."""
         grad, u, delta, z = (x if x is None or x.stride(2) == 1 else x.contiguous() for x in (grad, u, delta, z))
         B, C = (x if x.stride(3) in (0, 1) else x.contiguous() for x in (B, C))
-        return cls(grad, u, delta, A.contiguous() * LOG2E, B, C, z, bias, softplus, reverse, cu_seqlens)
-
-    @cached_property
-    def quads(self) -> bool:
-        """Do all rows start at multiples of four elements?"""
-        tensors = [
-            x for x in (self.grad, self.u, self.delta, self.z, self.B, self.C) if x is not None and not _constant(x)
-        ]
-        return self.u.shape[2] % 4 == 0 and all(
-            x.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in _steps(x)) for x in tensors
-        )
-
-    def strides(self, *tensors: Tensor | None) -> list[int]:
-        """Of all dimensions but L, in quads where rows are read as such; of an absent (batch, dim, L) tensor 0."""
-        found: list[int] = []
-        for x in tensors:
-            unit = 4 if self.quads and x is not None and not _constant(x) else 1
-            found += [0, 0] if x is None else [step // unit for step in _steps(x)]
-        return found
+        D, bias, cu_seqlens = (None if x is None else x.contiguous() for x in (D, bias, cu_seqlens))
+        return cls(grad, u, delta, A.contiguous() * LOG2E, B, C, D, z, bias, softplus, reverse, cu_seqlens)
 
     @property
     def sequences(self) -> int:
@@ -175,32 +156,58 @@ class _Scan:
         """Blocks of channels, none of which reaches over two joint groups."""
         return self.joint_groups * cdiv(self.u.shape[1] // self.joint_groups, _warps)
 
+    @property
+    def segments(self) -> int:
+        """Parts of L that run side by side."""
+        programs, wanted = (
+            (self.blocks, FORWARD_PROGRAMS) if self.grad is None else (self.closed_groups, BACKWARD_PROGRAMS)
+        )
+        return min(cdiv(wanted, programs * self.sequences), cdiv(self.u.shape[2], CHUNK))
+
+    @cached_property
+    def quads(self) -> bool:
+        """Do all rows start at multiples of four elements?"""
+        tensors = (x for x in (self.grad, self.u, self.delta, self.z, self.B, self.C) if x is not None)
+        return self.u.shape[2] % 4 == 0 and all(
+            _constant(x) or (x.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in _steps(x))) for x in tensors
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "SOFTPLUS": self.softplus, "REVERSE": self.reverse, "QUADS": self.quads, "W": _warps, "num_warps": _warps,
+        }  # fmt: skip
+
+    def strides(self, *tensors: Tensor | None) -> list[int]:
+        """Of all dimensions but L, in quads where rows are read as such; of an absent (batch, dim, L) tensor 0."""
+        found: list[int] = []
+        for x in tensors:
+            unit = 4 if self.quads and x is not None and not _constant(x) else 1
+            found += [0, 0] if x is None else [step // unit for step in _steps(x)]
+        return found
+
     def channels(self, x: Tensor) -> int:
         """Channels of a group of B or C."""
         return self.u.shape[1] // x.shape[1]
 
-    def segments(self, programs: int, wanted: int) -> int:
-        """Parts of L that run side by side, when a part of all sequences takes so many programs."""
-        return min(cdiv(wanted, programs * self.sequences), cdiv(self.u.shape[2], CHUNK))
-
-    def carry(self, segments: int, backward: bool) -> Tensor:
-        """(sequences, segments, dim, state) float32: the states that enter the segments, or backward the adjoints."""
+    def carry(self) -> Tensor:
+        """(sequences, segments, dim, state) float32: the states that enter the segments, backward the adjoints."""
+        backward = self.grad is not None
         dim, state = self.A2.shape
-        carry = self.A2.new_zeros(self.sequences, segments, dim, state)
-        if segments == 1:
+        carry = self.A2.new_zeros(self.sequences, self.segments, dim, state)
+        if self.segments == 1:
             return carry
         ends, sums = torch.zeros_like(carry), torch.empty_like(carry[..., 0])
         value, z, P = (self.grad, self.z, self.C) if backward else (self.u, None, self.B)
-        kernels.selective_scan_segment_kernel[(self.sequences * segments * self.blocks,)](
+        kernels.selective_scan_segment_kernel[(self.sequences * self.segments * self.blocks,)](
             value, z, self.delta, self.A2, P, self.bias, self.cu_seqlens, ends, sums,
-            *self.strides(value, z, self.delta), *self.strides(P),
-            self.u.shape[2], dim, state, segments, self.blocks, self.joint_groups, self.channels(P),
-            SOFTPLUS=self.softplus, REVERSE=self.reverse, QUADS=self.quads, CONSTANT=_constant(P), W=_warps,
-            BACKWARD=backward, num_warps=_warps, maxnreg=FORWARD_REGISTERS,
+            *self.strides(value, z, self.delta, P),
+            self.u.shape[2], dim, state, self.segments, self.blocks, self.joint_groups, self.channels(P),
+            CONSTANT=_constant(P), BACKWARD=backward, maxnreg=FORWARD_REGISTERS, **self.options,
         )  # fmt: skip
         elements = cdiv(dim * state, CARRY_ELEMENTS)
         kernels.selective_scan_carry_kernel[(self.sequences * elements,)](
-            self.A2, ends, sums, carry, dim, state, segments, elements,
+            self.A2, ends, sums, carry, dim, state, self.segments, elements,
             BS=CARRY_SEGMENTS, BE=CARRY_ELEMENTS, BACKWARD=backward, num_warps=1,
         )  # fmt: skip
         return carry

@@ -262,3 +262,11 @@ def test_no_races(monkeypatch, options):
     with races() as found:
         run(small(**({"state": 1, "length": 520} | options)))
     assert not found
+
+
+def test_vectors_of_any_strides():
+    p = small(length=20, cu_seqlens=[0, 8, 20])
+    p.D, p.delta_bias = torch.tensor([0.7]).expand(3), torch.tensor([-1.0, 0, 2, 0, 3, 0])[::2]
+    p.cu_seqlens = torch.tensor([[0, 8, 20], [5, 5, 5]]).T[:, 0]
+    p.A = p.A.T.contiguous().T
+    check_implementation(scan, p)
