@@ -176,8 +176,9 @@ class CaduceusOutput(NamedTuple):
 class Caduceus(nn.Module):
     """Caduceus masked language model: token ids (batch, L) int64 -> `CaduceusOutput`.
 
-    rc_equivariant: False is the published "Ph", True "PS": the reverse complement of the tokens gives the hidden states
-        reversed along bases and channels, and the logits reversed along bases and their vocabulary complemented.
+    rc_equivariant: False is the published "Ph", True "PS" (without its fused_add_norm, which exchanges the halves of
+        the channels in every block): the reverse complement of the tokens gives the hidden states reversed along bases
+        and channels, and the logits reversed along bases with their vocabulary complemented.
     complement_map: with rc_equivariant the complement of every token, token by token or as a mapping.
     backbone: options of `CaduceusBackbone`.
 
