@@ -19,11 +19,9 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from seq2exp.kernels.selective_scan import triton as scan  # noqa: E402
 from seq2exp.kernels.selective_scan import triton_kernels as kernels  # noqa: E402
-from seq2exp.kernels.selective_scan.triton_variants import Variant, resources, variants  # noqa: E402
+from seq2exp.kernels.selective_scan.triton_variants import resources, variants  # noqa: E402
 
 INTERPRETED = Path(__file__).with_name("interpreted_selective_scan_triton.py")
-# One of each kernel, in the storage type of training.
-QUICK = [v for v in variants() if v.options == "all" and (v.dtype == "bf16" or v.kernel.startswith("carry"))]
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +58,12 @@ def test_in_the_interpreter_at_length(interpreted, name):
     assert not interpreted[name], "\n\n".join(interpreted[name])
 
 
-def check_compiles(variant: Variant, architecture: int) -> None:
-    compiled = variant.compile(architecture)
-    assert resources(compiled)["spilled"] == 0
-    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"]), "an atomic: sums would depend on timing"
-
-
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("variant", QUICK, ids=lambda v: v.name)
-def test_compiles_without_spills(variant, architecture):
-    check_compiles(variant, architecture)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("variant", list(variants()), ids=lambda v: v.name)
 def test_every_variant_compiles_without_spills(variant, architecture):
-    check_compiles(variant, architecture)
+    compiled = variant.compile(architecture)
+    assert resources(compiled)["spilled"] == 0
+    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"]), "an atomic: sums would depend on timing"
 
 
 class Recorder:
