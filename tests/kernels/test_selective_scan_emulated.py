@@ -9,7 +9,7 @@ import emulated_scan
 import pytest
 import torch
 from emulated_scan import EmulatedScan
-from scan_problems import arguments, check_implementation, problem, rms_error
+from scan_problems import arguments, check_implementation, far_apart, problem, rms_error
 from torch import Tensor
 
 from seq2exp.kernels.selective_scan import chunked, reference
@@ -256,14 +256,6 @@ def test_same_bits_in_every_order(dtype, shape):
 )
 def test_memory_is_used_within_bounds_and_without_races(shape):
     check(problem(dtype=torch.bfloat16, **shape), checked=True)
-
-
-def far_apart(x: Tensor, dim: int) -> Tensor:
-    """x in memory that is reserved but hardly used: along `dim` its last element lies 2**31 behind the first."""
-    step = (2**31 // (x.shape[dim] - 1) + 8) // 8 * 8  # whole words of 16 bytes
-    strides = list(x.stride())
-    strides[dim] = step
-    return torch.empty(step * (x.shape[dim] - 1) + x.numel(), dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scan_problems import arguments, check_implementation, problem, rms_error
+from scan_problems import arguments, check_implementation, far_apart, problem, rms_error
 
 from seq2exp.kernels import _extension
 from seq2exp.kernels.selective_scan import chunked, native, reference
@@ -193,6 +193,16 @@ def test_same_bits_for_any_number_of_threads(isa, shape):
 def test_bounded_partial_sums_change_nothing():
     """Long enough that the backward takes several spans (4 MiB of partial sums each)."""
     check(problem(batch=2, dim=40, state=64, length=6_000), oracle=chunked)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_offsets_past_two_to_the_31(isa, dim, reverse):
+    p = problem(batch=2, dim=3, state=2, length=130, dtype=torch.bfloat16, reverse=reverse)
+    for name in ("u", "delta", "z", "B", "C"):
+        x = getattr(p, name)
+        setattr(p, name, far_apart(x, 2 if dim == 1 and x.dim() == 4 else dim))
+    check(p)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
