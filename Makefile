@@ -42,6 +42,7 @@ gpu:
 
 # What a GPU machine without network needs beyond the tree.
 carry: $(VENV)/.installed-test
+	-$(BIN)/python bench/peers.py fetch
 	$(BIN)/python bench/carry.py
 
 clean:
