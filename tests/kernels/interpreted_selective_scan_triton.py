@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scan_problems import arguments, check_implementation, problem, rms_error
+from scan_problems import arguments, check_implementation, extreme, problem, rms_error
 from triton_interpreter import backwards, races
 
 from seq2exp.kernels.selective_scan import chunked, reference
@@ -212,16 +212,7 @@ def test_past_2_31_elements():
 
 
 def test_extreme_values():
-    """Decays that underflow, growth that does not overflow, huge gates and steps: finite and exact."""
-    p = small(batch=2, dim=6, state=3, length=80)
-    p.A[0] *= 1e4
-    p.A[1] = 0.05  # grows
-    p.A[2] = 0
-    p.delta[0, 3, :40] = -60
-    p.delta[0, 4, 5] = 300
-    p.z[0, 5] = 1e4
-    p.z[0, 4] = -1e4
-    p.z[0, 3] = -80
+    p = extreme(small(batch=2, dim=6, state=3, length=80))
     check_implementation(scan, p)
 
 

@@ -9,7 +9,7 @@ import emulated_scan
 import pytest
 import torch
 from emulated_scan import EmulatedScan
-from scan_problems import arguments, check_implementation, far_apart, problem, rms_error
+from scan_problems import arguments, check_implementation, extreme, far_apart, problem, rms_error
 from torch import Tensor
 
 from seq2exp.kernels.selective_scan import chunked, reference
@@ -178,16 +178,7 @@ def test_strides_of_zero():
 
 
 def test_extreme_values():
-    """Decays that underflow, growth that does not overflow, huge gates and steps: finite and exact."""
-    p = problem(length=80)
-    p.A[0] *= 1e4
-    p.A[1] = 0.05  # grows
-    p.A[2] = 0
-    p.delta[0, 3, :40] = -60
-    p.delta[0, 4, 5] = 300
-    p.z[0, 5] = 1e4
-    p.z[0, 6] = -1e4
-    p.z[0, 7] = -80
+    p = extreme(problem(length=80))
     check(p)
 
 

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from scan_problems import FORWARD_LIMIT, GRAD_LIMIT, GRADS, arguments, problem, rms_error
+from scan_problems import FORWARD_LIMIT, GRAD_LIMIT, GRADS, arguments, extreme, problem, rms_error
 from torch import Tensor
 
 from seq2exp.kernels import backends, selective_scan, set_backend
@@ -188,16 +188,7 @@ def test_forward_and_backward_with_different_groups(scan):
 
 
 def test_forward_and_backward_of_extreme_values(scan):
-    """Decays that underflow, growth that does not overflow, huge gates and steps: finite and exact."""
-    p = problem(length=80)
-    p.A[0] *= 1e4
-    p.A[1] = 0.05  # grows
-    p.A[2] = 0
-    p.delta[0, 3, :40] = -60
-    p.delta[0, 4, 5] = 300
-    p.z[0, 5] = 1e4
-    p.z[0, 6] = -1e4
-    p.z[0, 7] = -80
+    p = extreme(problem(length=80))
     check_forward(scan, p)
     check_backward(scan, p)
 

@@ -69,6 +69,19 @@ def arguments(p: SimpleNamespace, dtype: torch.dtype | None = None, device: str 
     return *tensors, p.softplus, p.reverse, None if p.cu_seqlens is None else p.cu_seqlens.to(device)
 
 
+def extreme(p: SimpleNamespace) -> SimpleNamespace:
+    """p (dim at least 6, length at least 40) with decays that underflow, growth, huge gates and steps."""
+    p.A[0] *= 1e4
+    p.A[1] = 0.05  # grows
+    p.A[2] = 0
+    p.delta[0, 3, :40] = -60
+    p.delta[0, 4, 5] = 300
+    p.z[0, 5] = 1e4
+    p.z[0, 4] = -1e4
+    p.z[0, 3] = -80
+    return p
+
+
 def far_apart(x: Tensor, dim: int) -> Tensor:
     """x in memory that is reserved but hardly used: along `dim` its last element lies 2**31 behind the first."""
     step = (2**31 // (x.shape[dim] - 1) + 8) // 8 * 8  # whole words of 16 bytes
