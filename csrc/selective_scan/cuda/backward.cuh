@@ -6,17 +6,6 @@
 namespace seq2exp {
 namespace {
 
-// As scan_lanes, from lane 31 to lane 0: returns the adjoint that enters the lane from the right.
-__device__ __forceinline__ float scan_lanes_back(float p, float g, float& carry, int lane) {
-  if (lane == 31) g += p * carry;
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) combine_lanes<false>(p, g, d, lane);
-  const float rotated = __shfl_sync(kAllLanes, g, (lane + 1) & 31);
-  const float enters = lane == 31 ? carry : rotated;
-  carry = rotated;  // right in lane 31
-  return enters;
-}
-
 // What a channel accumulates over the states, at a lane's K positions.
 template <int K>
 struct Lane {
@@ -59,8 +48,8 @@ __device__ __forceinline__ void state_backward(Lane<K>& l, Adjoint* own, int lan
   }
   const float p = fast_exp2(l.sum_dt * rate);
   float h_carry = own->h, g_carry = own->g;
-  const float h_enters = scan_lanes(p, ahead, h_carry, lane);
-  float g = scan_lanes_back(p, back, g_carry, lane);  // the adjoint of the state that leaves the position, decayed
+  const float h_enters = scan_lanes<true>(p, ahead, h_carry, lane);
+  float g = scan_lanes<false>(p, back, g_carry, lane);  // the adjoint of the state that leaves the position, decayed
   if (lane == 31) own->g = g_carry;
 
 #pragma unroll

@@ -34,15 +34,17 @@ __device__ __forceinline__ void combine_lanes(float& p, float& h, int d, int lan
 #endif
 }
 
-// Inclusive scan over the lanes of h <- p h + h', where p decays over a lane's positions. Returns the state that enters
-// the lane; `carry` enters lane 0 and becomes the state that leaves lane 31.
+// Inclusive scan of h <- p h + h' over the lanes, p the decay over a lane's positions: from lane 0 on, or from lane 31 down
+// (kUp false). Returns what enters the lane; `carry` enters the first lane and becomes what leaves the last.
+template <bool kUp>
 __device__ __forceinline__ float scan_lanes(float p, float h, float& carry, int lane) {
-  if (lane == 0) h += p * carry;
+  constexpr int kFirst = kUp ? 0 : 31;
+  if (lane == kFirst) h += p * carry;
 #pragma unroll
-  for (int d = 1; d < 32; d *= 2) combine_lanes<true>(p, h, d, lane);
-  const float rotated = __shfl_sync(kAllLanes, h, (lane + 31) & 31);
-  const float enters = lane == 0 ? carry : rotated;
-  carry = rotated;  // right in lane 0, which is where it is kept
+  for (int d = 1; d < 32; d *= 2) combine_lanes<kUp>(p, h, d, lane);
+  const float rotated = __shfl_sync(kAllLanes, h, (lane + (kUp ? 31 : 1)) & 31);
+  const float enters = lane == kFirst ? carry : rotated;
+  carry = rotated;  // right in the first lane, which is where it is kept
   return enters;
 }
 
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
           e[i] = fast_exp2(dt[i] * rate);
           h = i ? e[i] * h + b[i] : b[i];
         }
-        h = scan_lanes(fast_exp2(sum_dt * rate), h, carry, lane);
+        h = scan_lanes<true>(fast_exp2(sum_dt * rate), h, carry, lane);
         if (lane % kChunkLanes == 0) at->enters[lane / kChunkLanes] = h;
         if (lane == 0) at->h = carry;
 #pragma unroll
