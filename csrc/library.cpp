@@ -12,6 +12,26 @@ STABLE_TORCH_LIBRARY(seq2exp_native, m) {
       "selective_scan_cuda_bwd(Tensor grad_out, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
       "Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? cu_seqlens, Tensor states) -> Tensor[]");
   m.def("selective_scan_tune(int items, int warps) -> ()");
+  // csrc/bimamba; see kernels/bimamba/direction.py
+  m.def(
+      "bimamba_conv_fwd(Tensor x, Tensor? weight_fwd, Tensor? bias_fwd, Tensor? weight_rev, Tensor? bias_rev, "
+      "Tensor? cu_seqlens) -> Tensor[]");
+  m.def(
+      "bimamba_conv_bwd(Tensor x, Tensor? grad_fwd, Tensor? grad_rev, Tensor? weight_fwd, Tensor? bias_fwd, Tensor? weight_rev, "
+      "Tensor? bias_rev, Tensor? cu_seqlens) -> Tensor[]");
+  m.def(
+      "bimamba_scan_fwd(Tensor u, Tensor low, Tensor dt_proj, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, Tensor? z, "
+      "Tensor? add, bool reverse, Tensor? cu_seqlens, bool save_states) -> (Tensor, Tensor)");
+  m.def(
+      "bimamba_scan_bwd(Tensor grad_out, Tensor u, Tensor low, Tensor dt_proj, Tensor A, Tensor B, Tensor C, Tensor D, "
+      "Tensor dt_bias, Tensor z, Tensor? add, bool reverse, Tensor? cu_seqlens, Tensor states, bool closing) -> Tensor[]");
+  m.def(
+      "bimamba_scan_cuda_bwd(Tensor grad_out, Tensor u, Tensor low, Tensor dt_proj, Tensor A, Tensor B, Tensor C, Tensor D, "
+      "Tensor dt_bias, Tensor z, Tensor? add, bool reverse, Tensor? cu_seqlens, Tensor states, bool closing) -> Tensor[]");
+  // csrc/add_norm
+  m.def("add_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor? gate, float epsilon) -> (Tensor, Tensor)");
+  m.def(
+      "add_norm_bwd(Tensor grad, Tensor? grad_residual, Tensor residual, Tensor weight, Tensor? gate, float epsilon) -> Tensor[]");
   m.def("cpu_instruction_sets() -> str[]");
   m.def("cpu_instruction_set() -> str");
   m.def("set_cpu_instruction_set(str name) -> ()");

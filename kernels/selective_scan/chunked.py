@@ -221,8 +221,12 @@ def forward(
 def backward(
     grad_out: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, states: Tensor,
+    *, output: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (None where absent); see `reference.selective_scan_backward`."""
+    """Gradients of u, delta, A, B, C, D, z, delta_bias (None where absent); see `reference.selective_scan_backward`.
+
+    output: (batch, dim, L), takes the output of the scan before the gate.
+    """
     batch, dim, length = u.shape
     state = A.shape[1]
     layout = _Layout(length, reverse, torch.promote_types(u.dtype, torch.float32))
@@ -245,10 +249,13 @@ def backward(
         _run(h, decay, initial)
 
         grad = grad_out[rows, channels].to(layout.dtype)
-        if z is not None and dz is not None:
+        if z is not None or output is not None:
             y = layout.from_tile(torch.matmul(h, tile.C.transpose(-1, -2)).squeeze(-1))
             if D is not None:
                 y = y + D[channels].to(y)[:, None] * u[rows, channels]
+        if output is not None:
+            output[rows, channels] = y
+        if z is not None and dz is not None:
             gate = torch.sigmoid(z[rows, channels].to(y))
             zt = z[rows, channels].to(y)
             dz[rows, channels] = (grad * y * gate * (1 + zt * (1 - gate))).to(dz.dtype)
