@@ -55,7 +55,7 @@ def convolve_backward(
 
 
 def scan(d: Direction, save_states: bool = True) -> tuple[Tensor, Tensor]:
-    """out (batch, dim, L) and chunk states, float32 or wider; see `Direction`. save_states is for the compiled kernels."""
+    """out (batch, dim, L) and chunk states, float32 or wider. save_states is for compiled kernels."""
     y, _, states = chunked.forward(*_inputs(d), d.D, None, d.dt_bias, True, d.reverse, d.cu_seqlens)
     if d.add is not None:
         y = y + d.add

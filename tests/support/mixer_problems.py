@@ -51,7 +51,7 @@ def on(d: Direction, *, dtype: torch.dtype | None = None, device: str | None = N
 
 
 def check_scan(module: ModuleType, d: Direction, device: str = "cpu") -> None:
-    """Forward and both kinds of backward of a backend's scan against plain PyTorch in float64, to the project's limits."""
+    """Forward and both kinds of backward of a backend's scan against plain PyTorch in float64."""
     batch, dim, length = d.u.shape
     dtype, exact_d, d = d.u.dtype, on(d, dtype=torch.float64), on(d, device=device)
     n = None if d.cu_seqlens is None else d.cu_seqlens.numel() - 1
