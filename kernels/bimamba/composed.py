@@ -55,11 +55,12 @@ def convolve_backward(
 
 
 def scan(d: Direction, save_states: bool = True) -> tuple[Tensor, Tensor]:
-    """out (batch, dim, L) and chunk states, float32 or wider. save_states is for compiled kernels."""
+    """out (batch, dim, L) and chunk states, float32 or wider, empty unless save_states."""
     y, _, states = chunked.forward(*_inputs(d), d.D, None, d.dt_bias, True, d.reverse, d.cu_seqlens)
     if d.add is not None:
         y = y + d.add
-    return y if d.z is None else (y * F.silu(d.z)), states
+    out = y if d.z is None else y * F.silu(d.z)
+    return out, states if save_states else states.new_empty(0)
 
 
 def scan_backward(grad: Tensor, d: Direction, states: Tensor, closing: bool) -> DirectionGrads:

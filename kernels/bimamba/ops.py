@@ -1,24 +1,98 @@
-"""`bimamba`: one bidirectional mixer without flips, one input projection, one gate, one output projection.
+"""`bimamba`: checks, the registered op (schema, fake, autograd) and the choice of implementation.
 
     out = W_out((y_f + y_r) * silu(z))        (tied projections, "add")
 
-which equals W_out(y_f * silu(z)) + flip(W_out(y_r' * silu(z'))) of the published layer, because a Mamba acts base by
-base except in its convolution and its scan, and both of those run from right to left by indexing.
+equals W_out(y_f * silu(z)) + flip(W_out(y_r' * silu(z'))) of the published layer, because a Mamba acts base by base
+except in its convolution and its scan, and both of those run from right to left by indexing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from seq2exp.kernels import backend as backends
+from seq2exp.kernels.bimamba import mixer
 from seq2exp.kernels.bimamba.reference import ScanWeights
-from seq2exp.kernels.selective_scan import selective_scan
+from seq2exp.kernels.selective_scan.ops import LONGEST, STORAGE, check_offsets, check_packing
 
 STRATEGIES = ("add", "ew_multiply")
+PROJECTIONS = ("in_proj", "out_proj")
+_CAST = ("x_proj",)  # of ScanWeights: multiplied with signals, in their dtype; the others stay float32
+
+_INPUTS = "Tensor h, Tensor[] weights, bool multiply, Tensor? cu_seqlens, str backend"
+
+
+@torch.library.custom_op(
+    "seq2exp::bimamba_fwd", mutates_args=(), schema=f"({_INPUTS}, bool save_states) -> (Tensor, Tensor, Tensor)"
+)
+def _forward(
+    h: Tensor, weights: list[Tensor], multiply: bool, cu_seqlens: Tensor | None, backend: str, save_states: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_offsets("bimamba", cu_seqlens, h.shape[1])
+    return mixer.forward(backend, h, weights, multiply, cu_seqlens, save_states)
+
+
+@_forward.register_fake
+def _(h, weights, multiply, cu_seqlens, backend, save_states):
+    return torch.empty_like(h, memory_format=torch.contiguous_format), *fake_states(
+        h, weights, cu_seqlens, backend, save_states
+    )
+
+
+def fake_states(
+    h: Tensor, weights: list[Tensor], cu_seqlens: Tensor | None, backend: str, save_states: bool
+) -> tuple[Tensor, Tensor]:
+    """The chunk states of both directions, as far as torch.compile needs to know them."""
+    n_sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dtype = torch.promote_types(h.dtype, torch.float32)
+    fwd, rev = (
+        mixer.parts(backend).states_shape(h.shape[0], *w.A_log.shape, h.shape[1], n_sequences) if save_states else [0]
+        for w in mixer.Weights.of(weights).directions
+    )
+    return h.new_empty(fwd, dtype=dtype), h.new_empty(rev, dtype=dtype)
+
+
+@torch.library.custom_op(
+    "seq2exp::bimamba_bwd",
+    mutates_args=(),
+    schema=f"(Tensor grad_out, {_INPUTS}, Tensor states_fwd, Tensor states_rev) -> Tensor[]",
+)
+def _backward(
+    grad_out: Tensor, h: Tensor, weights: list[Tensor], multiply: bool, cu_seqlens: Tensor | None, backend: str,
+    states_fwd: Tensor, states_rev: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of h and of the weights."""
+    grad_h, grads = mixer.backward(backend, grad_out, h, weights, multiply, cu_seqlens, [states_fwd, states_rev])
+    return [grad_h, *like(grads, weights)]
+
+
+@_backward.register_fake
+def _(grad_out, h, weights, multiply, cu_seqlens, backend, states_fwd, states_rev):
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (h, *weights)]
+
+
+def like(grads: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """grads with the dtypes of the weights, contiguous."""
+    return [g.to(w.dtype).contiguous() for g, w in zip(grads, weights, strict=True)]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    h, weights, ctx.multiply, cu_seqlens, ctx.backend, _ = inputs
+    _, states_fwd, states_rev = output
+    ctx.mark_non_differentiable(states_fwd, states_rev)
+    ctx.save_for_backward(h, cu_seqlens, states_fwd, states_rev, *weights)
+
+
+def _autograd(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple:
+    h, cu_seqlens, states_fwd, states_rev, *weights = ctx.saved_tensors
+    grad_h, *grads = _backward(grad_out, h, weights, ctx.multiply, cu_seqlens, ctx.backend, states_fwd, states_rev)
+    return grad_h, grads, None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
 def bimamba(
@@ -36,129 +110,98 @@ def bimamba(
 
     Parameters
     ----------
-    h: (batch, L, d). in_proj: (2 d_inner, d). out_proj: (d, d_inner). fwd, rev: the weights of each direction.
+    h: (batch, L, d), float32, bfloat16, float16 or float64; under autocast it is cast to autocast's dtype.
+    in_proj: (2 d_inner, d). out_proj: (d, d_inner). fwd, rev: the weights of each direction; d_conv 2 to 4.
+        Weights may have another dtype than h: projections are cast to it, the others to float32.
     rev_proj: (in_proj, out_proj) of the reverse direction where they are not tied.
     strategy: "add" or "ew_multiply", how the two directions are combined.
-    cu_seqlens: offsets of sequences packed along L (batch 1); neither convolution nor scan crosses a boundary.
+    cu_seqlens: int32 or int64 (sequences + 1,) offsets from 0 to L of sequences packed along L (batch 1); neither
+        convolution nor scan crosses a boundary.
 
     Returns
     -------
-    (batch, L, d).
+    (batch, L, d) in the dtype of h, or autocast's. The backward needs h and the states at chunk boundaries, no more.
 
     Raises
     ------
-    ValueError: shapes, strategy or offsets that do not fit. TypeError: dtypes that do not.
+    ValueError: shapes, strategy, devices, offsets or a d_conv that do not fit. TypeError: dtypes that do not.
     """
-    _check(h, in_proj, out_proj, fwd, rev, rev_proj, strategy)
-    offset = None if cu_seqlens is None else _offset_in_sequence(h.shape[1], cu_seqlens)
-    x, z = F.linear(h, in_proj).chunk(2, dim=-1)
-    forward = _direction(x, fwd, False, cu_seqlens, offset)
-    if rev_proj is None and strategy == "add":
-        return F.linear((forward + _direction(x, rev, True, cu_seqlens, offset)) * F.silu(z), out_proj)
-    out_forward = F.linear(forward * F.silu(z), out_proj)
-    rev_in, rev_out = rev_proj or (in_proj, out_proj)
-    if rev_proj is not None:
-        x, z = F.linear(h, rev_in).chunk(2, dim=-1)
-    out_reverse = F.linear(_direction(x, rev, True, cu_seqlens, offset) * F.silu(z), rev_out)
-    return out_forward + out_reverse if strategy == "add" else out_forward * out_reverse
+    check(h, in_proj, out_proj, fwd, rev, rev_proj, strategy, cu_seqlens)
+    dtype = compute_dtype(h)
+    backend = backends.resolve("bimamba", h.device, dtype)
+    h = h.to(dtype)
+    if h.numel() == 0:
+        return h.clone()
+    weights = cast(dtype, in_proj, out_proj, fwd, rev, rev_proj)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.long()
+    out, _, _ = _forward(h, weights, strategy == "ew_multiply", cu_seqlens, backend, needs_backward(h, *weights))
+    return out
 
 
-def _direction(
-    x: Tensor, w: ScanWeights, reverse: bool, cu_seqlens: Tensor | None, offset: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Convolution, projections and scan of one direction: (batch, L, d_inner) -> the same, before the gate."""
-    c = F.silu(_Convolution.apply(x, w.conv_weight, w.conv_bias, reverse, offset))
-    dt_rank, state = w.dt_proj.shape[1], w.A_log.shape[1]
-    low_rank, B, C = F.linear(c, w.x_proj).split([dt_rank, state, state], dim=-1)
-    delta = F.linear(low_rank, w.dt_proj)
-    wide = torch.promote_types(c.dtype, torch.float32)
-    y = selective_scan(
-        c.transpose(1, 2), delta.transpose(1, 2).to(c.dtype), -torch.exp(w.A_log.to(wide)),
-        B.transpose(1, 2).to(c.dtype), C.transpose(1, 2).to(c.dtype), w.D, None, w.dt_bias, True,
-        reverse=reverse, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
-    return y.transpose(1, 2)
+def compute_dtype(h: Tensor) -> torch.dtype:
+    """Autocast's dtype where it is on (float64 is never cast), else that of h."""
+    device = h.device.type
+    return (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and h.dtype != torch.float64 else h.dtype
+    )
 
 
-class _Convolution(torch.autograd.Function):
-    """Depthwise causal (reverse: anti-causal) convolution of x (batch, L, d_inner), never across a boundary.
-
-    Written by hand because autograd through the in-place sums of the taps copies the whole tensor once per tap.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, offset: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        taps = weight[:, 0].to(x.dtype).unbind(-1)
-        out = torch.addcmul(bias.to(x.dtype), x, taps[-1])
-        for shift, source, target in _shifts(x.shape[1], weight.shape[2], reverse):
-            out[:, target].addcmul_(_inside(x[:, source], target, shift, reverse, offset), taps[-1 - shift])
-        ctx.save_for_backward(x, weight, bias, *(offset or ()))
-        ctx.reverse = reverse
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, weight, bias, *offset = ctx.saved_tensors
-        grad = grads[0]
-        taps = weight[:, 0].to(x.dtype).unbind(-1)
-        grad_x = grad * taps[-1]
-        grad_taps = torch.zeros_like(weight)
-        product = torch.mul(grad, x)
-        grad_taps[:, 0, -1] = product.sum((0, 1))
-        for shift, source, target in _shifts(x.shape[1], weight.shape[2], ctx.reverse):
-            part = _inside(grad[:, target], target, shift, ctx.reverse, tuple(offset) or None)
-            grad_x[:, source].addcmul_(part, taps[-1 - shift])
-            torch.mul(part, x[:, source], out=product[:, : x.shape[1] - shift])
-            grad_taps[:, 0, -1 - shift] = product[:, : x.shape[1] - shift].sum((0, 1))
-        return grad_x, grad_taps, grad.sum((0, 1)).to(bias.dtype), None, None
+def cast(
+    dtype: torch.dtype, in_proj: Tensor, out_proj: Tensor, fwd: ScanWeights, rev: ScanWeights,
+    rev_proj: tuple[Tensor, Tensor] | None,
+) -> list[Tensor]:  # fmt: skip
+    """`mixer.Weights`, flat."""
+    wide = torch.promote_types(dtype, torch.float32)
+    pairs = [(in_proj, out_proj), *([rev_proj] if rev_proj else [])]
+    directions = [
+        ScanWeights(*(x.to(dtype if name in _CAST else wide) for name, x in zip(w._fields, w, strict=True)))
+        for w in (fwd, rev)
+    ]
+    return mixer.Weights([(a.to(dtype), b.to(dtype)) for a, b in pairs], directions).flat()
 
 
-def _shifts(length: int, width: int, reverse: bool) -> Iterator[tuple[int, slice, slice]]:
-    """(shift, positions read, positions written) of every tap but the one that reads its own position."""
-    for shift in range(1, min(width, length)):
-        near, far = slice(0, length - shift), slice(shift, length)
-        yield (shift, far, near) if reverse else (shift, near, far)
+def needs_backward(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _inside(x: Tensor, target: slice, shift: int, reverse: bool, offset: tuple[Tensor, Tensor] | None) -> Tensor:
-    """x (batch, L - shift, d_inner), zero where the tap would reach from `target` into another sequence."""
-    if offset is None:
-        return x
-    inside = (offset[1] if reverse else offset[0])[target] >= shift
-    return x * inside[:, None].to(x.dtype)
-
-
-def _offset_in_sequence(length: int, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Bases to the first and to the last base of the own sequence, each (L,)."""
-    position = torch.arange(length, device=cu_seqlens.device)
-    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), position, right=True)
-    return position - cu_seqlens[sequence], cu_seqlens[sequence + 1] - 1 - position
-
-
-def _check(
+def check(
     h: Tensor, in_proj: Tensor, out_proj: Tensor, fwd: ScanWeights, rev: ScanWeights,
-    rev_proj: tuple[Tensor, Tensor] | None, strategy: str,
+    rev_proj: tuple[Tensor, Tensor] | None, strategy: str, cu_seqlens: Tensor | None,
 ) -> None:  # fmt: skip
     if strategy not in STRATEGIES:
         raise ValueError(f"bimamba: strategy {strategy!r} is none of {', '.join(STRATEGIES)}")
     if h.dim() != 3:
         raise ValueError(f"bimamba: h must be (batch, L, d), got {tuple(h.shape)}")
+    if h.dtype not in STORAGE:
+        raise TypeError(f"bimamba: h is {h.dtype}; use float32, bfloat16, float16 or float64")
+    if h.shape[1] > LONGEST:
+        raise ValueError(f"bimamba: L is {h.shape[1]}; it must be at most {LONGEST}")
     d, d_inner = h.shape[2], out_proj.shape[-1]
-    for name, (a, b) in {"": (in_proj, out_proj), "rev_proj ": rev_proj or (in_proj, out_proj)}.items():
+    pairs = {"": (in_proj, out_proj), "rev_proj ": rev_proj or (in_proj, out_proj)}
+    for name, (a, b) in pairs.items():
         if tuple(a.shape) != (2 * d_inner, d) or tuple(b.shape) != (d, d_inner):
             raise ValueError(
                 f"bimamba: {name}in_proj must be (2 d_inner, d) and out_proj (d, d_inner) with d = {d}, "
                 f"got {tuple(a.shape)} and {tuple(b.shape)}"
             )
+    named = {f"{name}{field}": x for name, pair in pairs.items() for field, x in zip(PROJECTIONS, pair, strict=True)}
     for name, w in (("fwd", fwd), ("rev", rev)):
-        state, dt_rank = w.A_log.shape[-1], w.dt_proj.shape[-1]
+        state, dt_rank, width = w.A_log.shape[-1], w.dt_proj.shape[-1], w.conv_weight.shape[-1]
         wanted = dict(
-            conv_weight=(d_inner, 1, w.conv_weight.shape[-1]), conv_bias=(d_inner,),
-            x_proj=(dt_rank + 2 * state, d_inner), dt_proj=(d_inner, dt_rank), dt_bias=(d_inner,),
-            A_log=(d_inner, state), D=(d_inner,),
+            conv_weight=(d_inner, 1, width), conv_bias=(d_inner,), x_proj=(dt_rank + 2 * state, d_inner),
+            dt_proj=(d_inner, dt_rank), dt_bias=(d_inner,), A_log=(d_inner, state), D=(d_inner,),
         )  # fmt: skip
         for field, shape in wanted.items():
             if tuple(getattr(w, field).shape) != shape:
                 raise ValueError(f"bimamba: {name}.{field} must be {shape}, got {tuple(getattr(w, field).shape)}")
+        if not 2 <= width <= 4:
+            raise ValueError(f"bimamba: {name}.conv_weight is {width} wide; widths of 2 to 4 are supported")
+        if not 1 <= state <= 256:
+            raise ValueError(f"bimamba: {name}.A_log has {state} states; 1 to 256 are supported")
+        named |= {f"{name}.{field}": x for field, x in w._asdict().items()}
+    for name, x in named.items():
+        if x.device != h.device:
+            raise ValueError(f"bimamba: {name} is on {x.device}, h on {h.device}")
+        if x.dtype not in STORAGE:
+            raise TypeError(f"bimamba: {name} is {x.dtype}; a floating point dtype is needed")
+    check_packing("bimamba", cu_seqlens, h)

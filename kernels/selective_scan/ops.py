@@ -12,8 +12,8 @@ from seq2exp.kernels import backend as backends
 
 # The torch path serves as the `reference` backend; `reference.py` is the oracle that tests hold all against.
 _MODULES = {"reference": "chunked", "cpu": "native", "triton": "triton", "cuda": "cuda"}
-_LONGEST = 2**31 - 1025  # positions are int in the kernels, offsets into memory are not
-_STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LONGEST = 2**31 - 1025  # positions are int in the kernels, offsets into memory are not
+STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
@@ -33,7 +33,7 @@ def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, cu_seqlens: Tensor | None, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    _check_offsets(cu_seqlens, u.shape[2])
+    check_offsets("selective_scan", cu_seqlens, u.shape[2])
     return _implementation(backend).forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
 
 
@@ -165,13 +165,13 @@ def _check(
             raise ValueError(f"selective_scan: {name} is on {x.device}, u on {u.device}")
         if x.is_complex():
             raise TypeError(f"selective_scan: {name} is complex; only real state spaces are supported")
-    if u.dtype not in _STORAGE:
+    if u.dtype not in STORAGE:
         raise TypeError(f"selective_scan: u is {u.dtype}; use float32, bfloat16, float16 or float64")
     if u.dim() != 3:
         raise ValueError(f"selective_scan: u must be (batch, dim, L), got {tuple(u.shape)}")
     batch, dim, length = u.shape
-    if length > _LONGEST:
-        raise ValueError(f"selective_scan: L is {length}; it must be at most {_LONGEST}")
+    if length > LONGEST:
+        raise ValueError(f"selective_scan: L is {length}; it must be at most {LONGEST}")
     for name, x in (("delta", delta), ("z", z)):
         if x is not None and x.shape != u.shape:
             raise ValueError(
@@ -198,19 +198,25 @@ def _check(
             raise TypeError(f"selective_scan: {name} is {x.dtype}, u is {u.dtype}; they must agree")
         if not x.is_floating_point():
             raise TypeError(f"selective_scan: {name} is {x.dtype}; a floating point dtype is needed")
-    if cu_seqlens is not None:
-        if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
-            raise TypeError("selective_scan: cu_seqlens must be an int32 or int64 vector of at least two offsets")
-        if batch != 1:
-            raise ValueError(f"selective_scan: cu_seqlens needs batch 1 (sequences packed along L), got batch {batch}")
-        if cu_seqlens.device != u.device:
-            raise ValueError(f"selective_scan: cu_seqlens is on {cu_seqlens.device}, u on {u.device}")
+    check_packing("selective_scan", cu_seqlens, u)
 
 
-def _check_offsets(cu_seqlens: Tensor | None, length: int) -> None:
+def check_packing(op: str, cu_seqlens: Tensor | None, x: Tensor) -> None:
+    """What can be said of cu_seqlens without its values; x: (batch, ...)."""
+    if cu_seqlens is None:
+        return
+    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
+        raise TypeError(f"{op}: cu_seqlens must be an int32 or int64 vector of at least two offsets")
+    if x.shape[0] != 1:
+        raise ValueError(f"{op}: cu_seqlens needs batch 1 (sequences packed along L), got batch {x.shape[0]}")
+    if cu_seqlens.device != x.device:
+        raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}, the sequences are on {x.device}")
+
+
+def check_offsets(op: str, cu_seqlens: Tensor | None, length: int) -> None:
     """The values of cu_seqlens; inside the op, where they are known."""
     if cu_seqlens is None:
         return
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != length or bounds != sorted(bounds):
-        raise ValueError(f"selective_scan: cu_seqlens must rise from 0 to L = {length}, got {bounds[:20]}")
+        raise ValueError(f"{op}: cu_seqlens must rise from 0 to L = {length}, got {bounds[:20]}")

@@ -68,7 +68,7 @@ def test_equals_the_published_form(untied, strategy, cu):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])
-@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("width", [2, 3, 4])
 def test_windows_shorter_than_the_convolution(length, width):
     fixed, _ = case(length=length, width=width)
     assert torch.allclose(bimamba(*fixed), reference.bimamba_forward(*fixed))
