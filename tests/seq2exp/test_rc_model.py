@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from equivariance import assert_near
+from memory import memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seq2exp import Caduceus, CaduceusBackbone, Seq2Exp, Seq2ExpConfig, UserError, seq2exp_loss
@@ -178,17 +179,6 @@ def test_nothing_wide_is_flipped(name):
         seq2exp_loss(m(**x, seed=1), torch.ones(3)).backward()
 
 
-def peak(run):
-    """Bytes of the largest sum of live allocations during a second run."""
-    run()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    sizes = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    assert sizes.sum() == 0, "more was allocated than freed"
-    return int(sizes.cumsum(0).max())
-
-
 @pytest.mark.parametrize("recompute", ["none", "layer"])
 def test_memory_of_a_layer(recompute):
     """At most 2.1 times that of the plain layer."""
@@ -200,7 +190,7 @@ def test_memory_of_a_layer(recompute):
         g = torch.randn_like(x)
         return lambda: torch.autograd.grad(backbone(x), [x, *backbone.parameters()], g)
 
-    plain, both = (peak(step(rc)) for rc in (False, True))
+    plain, both = (memory(step(rc)).peak for rc in (False, True))
     assert plain > 10 * 4 * length * d_model
     assert both <= 2.1 * plain
 
@@ -220,7 +210,7 @@ def test_memory_of_a_model(name, mode):
 
         return run
 
-    plain, both = (peak(step(rc)) for rc in (False, True))
+    plain, both = (memory(step(rc)).peak for rc in (False, True))
     assert both <= 2.1 * plain
 
 
