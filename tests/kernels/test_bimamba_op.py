@@ -84,8 +84,15 @@ def test_equals_the_published_form_in_float32(backend, untied, strategy, cu):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strategy", ["add", "ew_multiply"])
 def test_bfloat16_error_is_that_of_the_published_form(backend, strategy):
-    """At most 1.5 times, forward and every gradient; the published form rounds after each of its operations."""
-    problem = layer(d=32, length=300)
+    """At most 1.5 times, forward and every gradient, over four draws."""
+    errors = torch.tensor([bfloat16_errors(backend, strategy, seed) for seed in range(4)])  # (draws, tensors, 2)
+    ours, theirs = errors.square().mean(0).sqrt().unbind(-1)
+    assert (ours <= 1.5 * theirs).all(), (ours / theirs).tolist()
+
+
+def bfloat16_errors(backend, strategy, seed):
+    """(ours, the published form's) of the output and of every gradient."""
+    problem = layer(d=32, length=300, seed=seed)
     fixed, _ = converted(*problem, torch.float64)
     exact = reference.bimamba_forward(*fixed, None, strategy)
     g = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -93,16 +100,14 @@ def test_bfloat16_error_is_that_of_the_published_form(backend, strategy):
 
     fixed, _ = converted(*problem, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        published = published_in_16_bits(*fixed, strategy)
-        theirs = [published, *gradients(published, fixed, None, g)]
+        out = published_in_16_bits(*fixed, strategy)
+        theirs = [out, *gradients(out, fixed, None, g)]
     with torch.autocast("cpu", dtype=torch.bfloat16), set_backend(backend):
         out = bimamba(*fixed, strategy=strategy)
         ours = [out, *gradients(out, fixed, None, g)]
     assert out.dtype == torch.bfloat16
-    for i, (a, b, exact) in enumerate(zip(ours, theirs, wanted, strict=True)):
-        assert a.dtype == (torch.bfloat16 if i == 0 else torch.float32)
-        exact = exact.detach()
-        assert rms_error(a.detach(), exact) <= 1.5 * rms_error(b.detach(), exact), i
+    assert all(x.dtype == torch.float32 for x in ours[1:])
+    return [[rms_error(x.detach(), e.detach()) for x in pair] for *pair, e in zip(ours, theirs, wanted, strict=True)]
 
 
 def published_in_16_bits(h, in_proj, out_proj, fwd, rev, strategy):
