@@ -11,7 +11,8 @@ import platform
 import sys
 from pathlib import Path
 
-import scan  # noqa: F401  (registers its benchmarks)
+import add_norm  # noqa: F401  (registers its benchmarks)
+import scan  # noqa: F401
 from harness import REGISTRY, Benchmark, Result, measure
 from rich.console import Console
 

@@ -1,5 +1,6 @@
 """The ops of seq2exp. They know tensors, not models. Always imported as `seq2exp.kernels`."""
 
+from seq2exp.kernels.add_norm import add_norm
 from seq2exp.kernels.backend import backends, set_backend
 from seq2exp.kernels.beta_mask import BetaMask, beta_mask
 from seq2exp.kernels.bimamba import ScanWeights, bimamba
@@ -10,6 +11,7 @@ __all__ = [
     "BetaMask",
     "Packed",
     "ScanWeights",
+    "add_norm",
     "backends",
     "beta_mask",
     "bimamba",

@@ -2,10 +2,6 @@
 // only what would otherwise read out of bounds.
 #include "selective_scan/cpu/scan.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -15,6 +11,7 @@
 #include <vector>
 
 #include "common/cpu.h"
+#include "common/pages.h"
 #include "selective_scan/tensors.h"
 
 namespace seq2exp {
@@ -133,16 +130,6 @@ struct Problem {
   }
 };
 
-// Fresh large tensors on 2 MiB pages: first touch by 4 KiB pages takes longer than the scan's own writes.
-Tensor on_huge_pages(Tensor x) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 2 << 20;
-  const auto data = reinterpret_cast<uintptr_t>(x.data_ptr());
-  const uintptr_t begin = (data + page - 1) / page * page, end = (data + x.numel() * x.element_size()) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failure changes nothing
-#endif
-  return x;
-}
 Tensor fresh_like(const Tensor& x) { return on_huge_pages(torch::stable::empty_like(x)); }
 Tensor fresh(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
   return on_huge_pages(torch::stable::new_empty(like, shape, dtype));
