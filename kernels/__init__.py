@@ -3,7 +3,7 @@
 from seq2exp.kernels.add_norm import add_norm
 from seq2exp.kernels.backend import backends, set_backend
 from seq2exp.kernels.beta_mask import BetaMask, beta_mask
-from seq2exp.kernels.bimamba import ScanWeights, bimamba
+from seq2exp.kernels.bimamba import ScanWeights, bimamba, bimamba_block
 from seq2exp.kernels.gather import Packed, pack_selected, unpack_selected
 from seq2exp.kernels.selective_scan import selective_scan
 
@@ -15,6 +15,7 @@ __all__ = [
     "backends",
     "beta_mask",
     "bimamba",
+    "bimamba_block",
     "pack_selected",
     "selective_scan",
     "set_backend",

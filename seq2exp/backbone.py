@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from seq2exp.errors import UserError
-from seq2exp.kernels import ScanWeights, bimamba
+from seq2exp.kernels import ScanWeights, add_norm, bimamba, bimamba_block
 
 NORM_EPSILON = 1e-5
 SHARING = "rc_equivariant_sharing"  # a buffer that state dicts of equivariant backbones have and others lack
@@ -59,6 +59,11 @@ class BimambaMixer(nn.Module):
         self.rev = ScanDirection(d_inner, dt_rank, d_state, d_conv)
 
     def forward(self, h: Tensor, cu_seqlens: Tensor | None = None, *, complement: bool = False) -> Tensor:
+        weights, options = self.weights(complement)
+        return bimamba(h, *weights, **options, cu_seqlens=cu_seqlens)
+
+    def weights(self, complement: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `bimamba` takes besides h: positional and by name."""
         tied = self.rev_in_proj is None
         projections = [(self.in_proj, self.out_proj), (self.rev_in_proj, self.rev_out_proj)]
         directions = [self.fwd.weights(), self.rev.weights()]
@@ -66,25 +71,23 @@ class BimambaMixer(nn.Module):
             directions.reverse()
             if not tied:
                 projections.reverse()
-        return bimamba(
-            h, *projections[0], *directions, rev_proj=None if tied else projections[1], strategy=self.strategy,
-            cu_seqlens=cu_seqlens,
-        )  # fmt: skip
+        options = {"rev_proj": None if tied else projections[1], "strategy": self.strategy}
+        return (*projections[0], *directions), options
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis."""
+    """x / rms(x) * weight over the last axis, of residual + x where there is a residual."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(d_model))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), NORM_EPSILON)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return add_norm(x, residual, self.weight, epsilon=NORM_EPSILON)[0]
 
 
 class BackboneLayer(nn.Module):
-    """Residual add, norm, mixer, on one strand. The residual stream stays in the dtype of the backbone's input."""
+    """Residual add, norm, gate and mixer, on one strand: one op, which saves the residual stream and chunk states."""
 
     def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, **mixer: Any) -> None:
         super().__init__()
@@ -92,12 +95,17 @@ class BackboneLayer(nn.Module):
         self.mixer = BimambaMixer(d_model, d_state, d_conv, expand, **mixer)
 
     def forward(
-        self, residual: Tensor, gate: Tensor | None = None, cu_seqlens: Tensor | None = None, complement: bool = False
-    ) -> Tensor:
-        h = self.norm(residual)
-        if gate is not None:
-            h = h * gate
-        return residual + self.mixer(h, cu_seqlens, complement=complement).to(residual.dtype)
+        self, x: Tensor, residual: Tensor | None = None, gate: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        complement: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output (batch, L, d_model), not yet added, and residual stream, both for the next layer.
+
+        x: the output of the layer before, or the backbone's input with residual None. gate: (batch, L).
+        """
+        weights, options = self.mixer.weights(complement)
+        return bimamba_block(
+            x, residual, self.norm.weight, *weights, **options, gate=gate, epsilon=NORM_EPSILON, cu_seqlens=cu_seqlens
+        )
 
 
 class CaduceusBackbone(nn.Module):
@@ -132,7 +140,6 @@ class CaduceusBackbone(nn.Module):
             self.register_buffer(SHARING, torch.tensor(True))
 
     def forward(self, x: Tensor, *, gate: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        gate = None if gate is None else gate.unsqueeze(-1).to(x.dtype)
         if not self.rc_equivariant:
             return self._strand(x, gate, cu_seqlens, complement=False)
         if x.dim() != 4 or x.shape[0] != 2:
@@ -144,12 +151,14 @@ class CaduceusBackbone(nn.Module):
         return torch.stack([self._strand(strand, gate, cu_seqlens, complement) for strand, complement in strands])
 
     def _strand(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor | None, complement: bool) -> Tensor:
+        residual = None
         for layer in self.layers:
+            args = (x, residual, gate, cu_seqlens, complement)
             if self.recompute == "layer" and torch.is_grad_enabled():
-                x = checkpoint(layer, x, gate, cu_seqlens, complement, use_reentrant=False, preserve_rng_state=False)
+                x, residual = checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, gate, cu_seqlens, complement)
-        return self.norm(x)
+                x, residual = layer(*args)
+        return self.norm(x if residual is None else x.to(residual.dtype), residual)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         theirs = prefix + SHARING in state_dict

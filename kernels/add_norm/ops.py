@@ -14,7 +14,7 @@ _MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda
 _STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _implementation(backend: str) -> ModuleType:
+def implementation(backend: str) -> ModuleType:
     """Imported when first used: `import seq2exp` needs no Triton."""
     return importlib.import_module(f"seq2exp.kernels.add_norm.{_MODULES[backend]}")
 
@@ -26,7 +26,7 @@ def _implementation(backend: str) -> ModuleType:
 def _forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, gate: Tensor | None, epsilon: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _implementation(backend).forward(x, residual, weight, gate, epsilon)
+    return implementation(backend).forward(x, residual, weight, gate, epsilon)
 
 
 @_forward.register_fake
@@ -45,7 +45,7 @@ def _backward(
     epsilon: float, backend: str,
 ) -> list[Tensor]:  # fmt: skip
     """dr, dweight, then dgate if there is a gate."""
-    grads = _implementation(backend).backward(grad, grad_residual, residual_out, weight, gate, epsilon)
+    grads = implementation(backend).backward(grad, grad_residual, residual_out, weight, gate, epsilon)
     return [x for x in grads if x is not None]
 
 
@@ -104,7 +104,7 @@ def add_norm(
     TypeError: not tensors, unsupported or mixed float64 dtypes.
     ValueError: shapes or devices that do not fit; on a GPU more channels than a block of the kernel takes.
     """
-    _check(x, residual, weight, gate)
+    check(x, residual, weight, gate)
     wide = torch.promote_types(x.dtype, torch.float32)
     backend = "reference" if x.numel() == 0 else backends.resolve("add_norm", x.device, x.dtype)
     gate = None if gate is None else gate.to(wide)
@@ -112,7 +112,7 @@ def add_norm(
     return h, x if residual is None else residual_out
 
 
-def _check(x: Tensor, residual: Tensor | None, weight: Tensor, gate: Tensor | None) -> None:
+def check(x: Tensor, residual: Tensor | None, weight: Tensor, gate: Tensor | None) -> None:
     for name, t in (("x", x), ("residual", residual), ("weight", weight), ("gate", gate)):
         if t is None and name in ("residual", "gate"):
             continue

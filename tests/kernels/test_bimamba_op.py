@@ -3,65 +3,19 @@
 import pytest
 import torch
 from memory import memory, saved_bytes
+from mixer_layers import BACKENDS, converted, gradients, layer, leaves, published_form, rebuilt
 from scan_problems import rms_error
 
-from seq2exp.kernels import ScanWeights, bimamba, set_backend
+from seq2exp.kernels import bimamba, set_backend
 from seq2exp.kernels.backend import resolve
 from seq2exp.kernels.bimamba import mixer, ops, reference
 
-COMPILED = resolve("bimamba", torch.device("cpu"), torch.float32) == "cpu"
-BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(not COMPILED, reason="no C++ kernels here"))]
 OPTIONS = [
     pytest.param(untied, strategy, cu, id=f"{'untied' if untied else 'tied'}-{strategy}-{'packed' if cu else 'dense'}")
     for untied in (False, True)
     for strategy in ("add", "ew_multiply")
     for cu in (None, [0, 1, 40, 40, 130])
 ]
-
-
-def weights(d_inner, rank, state, width, g):
-    def uniform(bound, *shape):
-        return (torch.rand(*shape, generator=g) * 2 - 1) * bound
-
-    step = torch.exp(torch.rand(d_inner, generator=g) * 4.6 - 6.9)
-    return ScanWeights(
-        uniform(0.5, d_inner, 1, width), uniform(0.5, d_inner), uniform(d_inner**-0.5, rank + 2 * state, d_inner),
-        uniform(rank**-0.5, d_inner, rank), step.log(), torch.arange(1.0, state + 1).log().repeat(d_inner, 1),
-        torch.ones(d_inner),
-    )  # fmt: skip
-
-
-def layer(d=16, state=16, width=4, batch=1, length=130, untied=False, seed=0):
-    """h, in_proj, out_proj, fwd, rev and rev_proj, initialised like a Mamba."""
-    g = torch.Generator().manual_seed(seed)
-    d_inner, rank = 2 * d, -(-d // 16)
-
-    def projections():
-        return tuple((torch.rand(*s, generator=g) * 2 - 1) * s[1] ** -0.5 for s in ((2 * d_inner, d), (d, d_inner)))
-
-    fixed = (
-        torch.randn(batch, length, d, generator=g), *projections(),
-        weights(d_inner, rank, state, width, g), weights(d_inner, rank, state, width, g),
-    )  # fmt: skip
-    return fixed, projections() if untied else None
-
-
-def leaves(fixed, rev_proj):
-    h, in_proj, out_proj, fwd, rev = fixed
-    return [h, in_proj, out_proj, *fwd, *rev, *(rev_proj or ())]
-
-
-def rebuilt(flat, untied):
-    fixed = (flat[0], flat[1], flat[2], ScanWeights(*flat[3:10]), ScanWeights(*flat[10:17]))
-    return fixed, tuple(flat[17:]) if untied else None
-
-
-def converted(fixed, rev_proj, dtype):
-    return rebuilt([x.detach().to(dtype).requires_grad_() for x in leaves(fixed, rev_proj)], rev_proj is not None)
-
-
-def gradients(out, fixed, rev_proj, g):
-    return torch.autograd.grad(out, leaves(fixed, rev_proj), g.to(out.dtype))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -100,7 +54,7 @@ def bfloat16_errors(backend, strategy, seed):
 
     fixed, _ = converted(*problem, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = published_in_16_bits(*fixed, strategy)
+        out = published_form(*fixed, strategy)
         theirs = [out, *gradients(out, fixed, None, g)]
     with torch.autocast("cpu", dtype=torch.bfloat16), set_backend(backend):
         out = bimamba(*fixed, strategy=strategy)
@@ -108,25 +62,6 @@ def bfloat16_errors(backend, strategy, seed):
     assert out.dtype == torch.bfloat16
     assert all(x.dtype == torch.float32 for x in ours[1:])
     return [[rms_error(x.detach(), e.detach()) for x in pair] for *pair, e in zip(ours, theirs, wanted, strict=True)]
-
-
-def published_in_16_bits(h, in_proj, out_proj, fwd, rev, strategy):
-    """Two Mamba modules and two flips under autocast; the scan itself is the same as ours."""
-    from torch.nn import functional as F
-
-    from seq2exp.kernels import selective_scan
-
-    def mamba(h, w):
-        x, z = F.linear(h, in_proj).transpose(1, 2).chunk(2, 1)
-        width, rank, state = w.conv_weight.shape[-1], w.dt_proj.shape[1], w.A_log.shape[1]
-        c = F.silu(F.conv1d(F.pad(x, (width - 1, 0)), w.conv_weight, w.conv_bias, groups=x.shape[1]))
-        low, B, C = F.linear(c.transpose(1, 2), w.x_proj).split([rank, state, state], -1)
-        delta = F.linear(low, w.dt_proj).transpose(1, 2)
-        y = selective_scan(c, delta, -torch.exp(w.A_log), B.transpose(1, 2), C.transpose(1, 2), w.D, z, w.dt_bias, True)
-        return F.linear(y.transpose(1, 2), out_proj)
-
-    a, b = mamba(h, fwd), mamba(h.flip(1), rev).flip(1)
-    return a + b if strategy == "add" else a * b
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
@@ -147,6 +82,19 @@ def test_saves_the_input_and_chunk_states(backend):
     assert 256 < per_base <= 400
     # the output (2 bytes x 128) is live as well, h is not among what was allocated
     assert (live[1] - live[0]) / (long - short) == pytest.approx(per_base, rel=0.1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peak_memory_is_at_most_half_of_the_published_forms(backend, dtype):
+    fixed, _ = converted(*layer(d=128, length=4096), dtype)
+
+    def peak(form):
+        return memory(lambda: form(*fixed), lambda out: torch.autograd.grad(out, leaves(fixed, None), out)).peak
+
+    with set_backend(backend):
+        ours, theirs = peak(bimamba), peak(lambda *fixed: published_form(*fixed, "add"))
+    assert ours <= theirs / 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
