@@ -113,32 +113,56 @@ __device__ __forceinline__ void each_sum(const GpuScan& a, const BlockPlace& pla
   }
 }
 
+// Forms of the backward: without and with a gate, and the two of a mixer: that of the direction that only writes its y, and
+// that of the one that adds the other's y to its own and closes the gate over both.
+enum class Form { kBare, kGated, kOpen, kClosing };
+
+template <Form kForm>
+constexpr bool kIsMixer = kForm == Form::kOpen || kForm == Form::kClosing;
+
+// y of a lane (without gate) becomes what the form writes of it, and is written. j: see `load`.
+template <int K, bool kDescending, Form kForm, class T>
+__device__ __forceinline__ void finish_gate(const GpuScan& a, const Channel<T>& mine, int j, int n, bool full, float (&y)[K]) {
+  if (kForm == Form::kOpen) {
+    store<K, kDescending>(mine.rows[GPU_OUT], j, n, full, y);
+    return;
+  }
+  if (kForm == Form::kClosing && a.rows[GPU_ADD].data) {
+    float other[K];
+    load<K, kDescending>(mine.rows[GPU_ADD], j, n, full, other);
+#pragma unroll
+    for (int i = 0; i < K; ++i) y[i] += other[i];
+  }
+  float z[K], grad[K];
+  load<K, kDescending>(mine.rows[GPU_Z], j, n, full, z);
+  load<K, kDescending>(mine.rows[GPU_GRAD], j, n, full, grad);
+#pragma unroll
+  for (int i = 0; i < K; ++i) {
+    const float gate = fast_sigmoid(z[i]);
+    const float total = y[i];
+    if (kForm == Form::kClosing) y[i] = total * z[i] * gate;
+    z[i] = total * (grad[i] * gate * (1.f + z[i] * (1.f - gate)));
+  }
+  store<K, kDescending>(mine.rows[GPU_DZ], j, n, full, z);
+  if (kForm == Form::kClosing) store<K, kDescending>(mine.rows[GPU_OUT], j, n, full, y);
+}
+
 // Gradients of a channel's inputs over a tile, and what it hands to the tile before.
-template <class T, int K, bool kDescending, bool kGate>
+template <class T, int K, bool kDescending, Form kForm>
 __device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, const Adjoint* own, const BlockPlace& place,
-                                               const Channel<T>& mine, int channel,                                               int begin, float* adjoint) {
+                                               const Channel<T>& mine, int channel, int begin, float* adjoint) {
   const int lane = threadIdx.x % 32;
   const int n = place.seq.length, k = opaque(begin) + lane * K;
   const bool full = begin + 32 * K <= n;
-  if (kGate) {
-    float z[K], grad[K];
-    load<K, kDescending>(mine.rows[GPU_Z], k, n, full, z);
-    load<K, kDescending>(mine.rows[GPU_GRAD], k, n, full, grad);
-#pragma unroll
-    for (int i = 0; i < K; ++i) {
-      const float gate = fast_sigmoid(z[i]);
-      l.y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
-    }
-    store<K, kDescending>(mine.rows[GPU_DZ], k, n, full, l.y);
-  }
+  if (kForm != Form::kBare) finish_gate<K, kDescending, kForm>(a, mine, k, n, full, l.y);
   const float bias = mine.bias, skip = mine.skip;
   float u[K], raw[K], dD = 0.f, dbias = 0.f;
   load<K, kDescending>(mine.rows[GPU_U], k, n, full, u);
-  load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, raw);
+  if (!kIsMixer<kForm>) load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, raw);
 #pragma unroll
   for (int i = 0; i < K; ++i) {
     dD += l.dy[i] * u[i];
-    const float slope = a.softplus ? fast_sigmoid(raw[i] + bias) : 1.f;
+    const float slope = kIsMixer<kForm> ? fast_softplus_slope(l.dt[i]) : a.softplus ? fast_sigmoid(raw[i] + bias) : 1.f;
     l.d_dt[i] = (LN2 * l.d_dt[i] + u[i] * l.d_x[i]) * slope;
     dbias += l.d_dt[i];
     l.d_x[i] = l.dt[i] * l.d_x[i] + skip * l.dy[i];
@@ -160,8 +184,9 @@ __device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, con
 
 // Grid: (sequence, segment, group). Shared: per state of a tile B, C, the sums of dB and dC; then the channels' states.
 // adjoint: (sequences, segments, dim, state), entering each segment from its end; overwritten.
-template <class T, bool kDescending, bool kGate>
-__global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid_constant__ GpuScan a, float* adjoint, unsigned segments) {
+template <class T, bool kDescending, Form kForm>
+__device__ __forceinline__ void backward_block(const GpuScan& a, float* adjoint, unsigned segments) {
+  constexpr bool kGate = kForm != Form::kBare, kMixer = kIsMixer<kForm>;
   constexpr int kTile = SCAN_GPU_CHUNK, K = kTile / 32, kPitch = 4 * kTile;  // B, C, sums of dB, dC
   S2E_DYNAMIC_SHARED(float, shared);
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
@@ -170,7 +195,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
 
   const int group_channels = static_cast<int>(a.dim) / static_cast<int>(a.groups);
   __shared__ BlockPlace place;
-  __shared__ Walk<T> b_walk, c_walk;
+  __shared__ Walk<T> b_walk, c_walk, low_walk;
   __shared__ Channel<T> channels[kMostWarps];
   Channel<T>& mine = channels[warp];
   const Work work(blockIdx.x, 1, static_cast<unsigned>(a.groups), segments);
@@ -184,6 +209,7 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
              (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim};
     b_walk = walk<kDescending, T>(a.B, seq.row, group_of(work.group, a.groups, a.groups_b), 0, place.first_time);
     c_walk = walk<kDescending, T>(a.C, seq.row, group_of(work.group, a.groups, a.groups_c), 0, place.first_time);
+    if (kMixer) low_walk = walk<kDescending, T>(a.low, seq.row, 0, 0, place.first_time).from(0, a.low);
   }
   __syncthreads();
   const int turns = (block_states + warps - 1) / warps;  // states of a warp between two barriers
@@ -209,10 +235,10 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
         const bool full = begin + kTile <= n;
         fill<kDescending>(mine, a, place.seq, channel, place.first_time, lane);
         __syncwarp();
-        load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, l.dt);
+        raw_steps<kMixer, K, kDescending>(a, mine, low_walk, channel, k, n, full, l.dt);
         load<K, kDescending>(mine.rows[GPU_U], k, n, full, l.x);
         load<K, kDescending>(mine.rows[GPU_GRAD], k, n, full, l.dy);
-        step_sizes<K>(a, mine.bias, k, n, full, l.dt);
+        step_sizes<kMixer>(a, mine.bias, k, n, full, l.dt);
         l.sum_dt = total(l.dt);
         if (kGate) {
           float gate[K];
@@ -268,9 +294,14 @@ __global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid
           });
         }
       }
-      if (active) finish_channel<T, K, kDescending, kGate>(a, l, own, place, mine, channel, begin, adjoint);
+      if (active) finish_channel<T, K, kDescending, kForm>(a, l, own, place, mine, channel, begin, adjoint);
     }
   }
+}
+
+template <class T, bool kDescending, bool kGate>
+__global__ void __launch_bounds__(256, 2) selective_scan_bwd_kernel(const __grid_constant__ GpuScan a, float* adjoint, unsigned segments) {
+  backward_block<T, kDescending, kGate ? Form::kGated : Form::kBare>(a, adjoint, segments);
 }
 
 }  // namespace

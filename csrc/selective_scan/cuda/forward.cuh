@@ -60,8 +60,8 @@ constexpr int kForwardBlocks = K == 16 ? 2 : 3;
 
 // Grid: (sequence, segment, group, block of channels). Shared: per state of a tile B, then C; then the channels' states.
 // entry: (sequences, segments, dim, state), what enters each segment; null: zeros.
-template <class T, int K, bool kDescending>
-__global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_kernel(const __grid_constant__ GpuScan a, const float* entry, unsigned segments) {
+template <class T, int K, bool kDescending, bool kMixer>
+__device__ __forceinline__ void forward_block(const GpuScan& a, const float* entry, unsigned segments) {
   constexpr int kTile = 32 * K, kChunks = kTile / SCAN_GPU_CHUNK, kChunkLanes = 32 / kChunks;
   S2E_DYNAMIC_SHARED(float, shared);
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
@@ -76,12 +76,13 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
   const bool active = in_group < group_channels;  // otherwise the warp only helps to stage
   const int n = seq.length, first_time = kDescending ? seq.begin + n - 1 : seq.begin;
   __shared__ Channel<T> channels[kMostWarps];
-  __shared__ Walk<T> b_walk, c_walk;
+  __shared__ Walk<T> b_walk, c_walk, low_walk;
   Channel<T>& mine = channels[warp];
   if (active) fill<kDescending>(mine, a, seq, channel, first_time, lane);
   if (threadIdx.x == 0) {
     b_walk = walk<kDescending, T>(a.B, seq.row, group_of(work.group, a.groups, a.groups_b), 0, first_time);
     c_walk = walk<kDescending, T>(a.C, seq.row, group_of(work.group, a.groups, a.groups_c), 0, first_time);
+    if (kMixer) low_walk = walk<kDescending, T>(a.low, seq.row, 0, 0, first_time).from(0, a.low);
   }
   if (active) {
     const int64_t place = (static_cast<int64_t>(work.sequence) * segments + work.segment) * a.dim + channel;
@@ -99,9 +100,9 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
     const int k = begin + lane * K;
     float dt[K], x[K], y[K];
     if (active) {
-      load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, dt);
+      raw_steps<kMixer, K, kDescending>(a, mine, low_walk, channel, k, n, full, dt);
       load<K, kDescending>(mine.rows[GPU_U], k, n, full, x);
-      step_sizes<K>(a, mine.bias, k, n, full, dt);
+      step_sizes<kMixer>(a, mine.bias, k, n, full, dt);
       const float skip = mine.skip;
 #pragma unroll
       for (int i = 0; i < K; ++i) {
@@ -160,6 +161,12 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
           if (begin + c * SCAN_GPU_CHUNK < n) saved[c * a.dim * state + i] = own[i].enters[c];
       }
     }
+    if (kMixer && a.rows[GPU_ADD].data) {
+      float other[K];
+      load<K, kDescending>(mine.rows[GPU_ADD], opaque(begin) + lane * K, n, full, other);
+#pragma unroll
+      for (int i = 0; i < K; ++i) y[i] += other[i];
+    }
     if (a.rows[GPU_Z].data) {
       float gate[K];
       load<K, kDescending>(mine.rows[GPU_Z], opaque(begin) + lane * K, n, full, gate);
@@ -168,13 +175,18 @@ __global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_ker
     }
     store<K, kDescending>(mine.rows[GPU_OUT], opaque(begin) + lane * K, n, full, y);
   }
-  if (active && work.segment == static_cast<int>(segments) - 1) {
+  if (!kMixer && active && work.segment == static_cast<int>(segments) - 1) {
 #pragma unroll 1
     for (int i = lane; i < state; i += 32) {
       S2E_MARK(kMarkLast);
       a.last_state[(static_cast<int64_t>(work.sequence) * a.dim + opaque(channel)) * state + i] = own[i].h;
     }
   }
+}
+
+template <class T, int K, bool kDescending>
+__global__ void __launch_bounds__(256, kForwardBlocks<K>) selective_scan_fwd_kernel(const __grid_constant__ GpuScan a, const float* entry, unsigned segments) {
+  forward_block<T, K, kDescending, false>(a, entry, segments);
 }
 
 // A state of the channel of a warp, in shared memory: log2(e) A, state at the end of the walk so far.
@@ -184,8 +196,8 @@ struct SegmentState {
 
 // What a segment adds to the state that enters it (kAdjoint: to the adjoint, walking from its end), and its sum of dt.
 // part: (sequences, segments, dim, state), decays: (sequences, segments, dim). Tiles of the segment are `tile` long.
-template <class T, int K, bool kDescending, bool kAdjoint>
-__global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __grid_constant__ GpuScan a, float* part, float* decays, unsigned segments, int tile) {
+template <class T, int K, bool kDescending, bool kAdjoint, bool kMixer>
+__device__ __forceinline__ void segment_block(const GpuScan& a, float* part, float* decays, unsigned segments, int tile) {
   constexpr int kTile = 32 * K;
   S2E_DYNAMIC_SHARED(float, shared);
   const int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32), warps = blockDim.x / 32;
@@ -207,11 +219,13 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __
   const GpuStrided& source = kAdjoint ? a.C : a.B;
 
   __shared__ Channel<T> channels[kMostWarps];
-  __shared__ Walk<T> source_walk;
+  __shared__ Walk<T> source_walk, low_walk;
   Channel<T>& mine = channels[warp];
   if (active) fill<kDescending>(mine, a, seq, channel, first_time, lane);
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     source_walk = walk<kDescending, T>(source, seq.row, group_of(work.group, a.groups, kAdjoint ? a.groups_c : a.groups_b), 0, first_time);
+    if (kMixer) low_walk = walk<kDescending, T>(a.low, seq.row, 0, 0, first_time).from(0, a.low);
+  }
   float sum = 0.f;
   if (active) {
 #pragma unroll 1
@@ -228,9 +242,9 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __
     const int k = begin + lane * K;
     float dt[K], x[K];
     if (active) {
-      load<K, kDescending>(mine.rows[GPU_DELTA], k, n, full, dt);
+      raw_steps<kMixer, K, kDescending>(a, mine, low_walk, channel, k, n, full, dt);
       load<K, kDescending>(mine.rows[kAdjoint ? GPU_GRAD : GPU_U], k, n, full, x);
-      step_sizes<K>(a, mine.bias, k, n, full, dt);
+      step_sizes<kMixer>(a, mine.bias, k, n, full, dt);
       if (kAdjoint && a.rows[GPU_Z].data) {
         float gate[K];
         load<K, kDescending>(mine.rows[GPU_Z], k, n, full, gate);
@@ -290,6 +304,11 @@ __global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __
   }
   sum = warp_total(sum);
   if (lane == 0) decays[place] = sum;
+}
+
+template <class T, int K, bool kDescending, bool kAdjoint>
+__global__ void __launch_bounds__(256, 2) selective_scan_segment_kernel(const __grid_constant__ GpuScan a, float* part, float* decays, unsigned segments, int tile) {
+  segment_block<T, K, kDescending, kAdjoint, false>(a, part, decays, segments, tile);
 }
 
 // In place: what each segment adds becomes what enters it. kAdjoint: from the last segment to the first.

@@ -32,38 +32,54 @@ void chain(const GpuScan& a, float* part, const float* decays, int64_t segments,
   launch(selective_scan_chain_kernel<kAdjoint>, (threads + 127) / 128, 128, 0, stream, a, part, decays, static_cast<unsigned>(segments));
 }
 
-template <class T, bool kDescending, bool kAdjoint>
-void segment_pass(const GpuScan& a, float* part, float* decays, int64_t segments, int tile, cudaStream_t stream) {
+using SegmentKernel = void (*)(GpuScan, float*, float*, unsigned, int);
+using ForwardKernel = void (*)(GpuScan, const float*, unsigned);
+using BackwardKernel = void (*)(GpuScan, float*, unsigned);
+
+inline void segment_pass(SegmentKernel kernel, const GpuScan& a, float* part, float* decays, int64_t segments, int tile, cudaStream_t stream) {
   const Geometry g = geometry(a);
-  launch(selective_scan_segment_kernel<T, kSegmentItems, kDescending, kAdjoint>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
-         shared_bytes(a, 32 * kSegmentItems, 1, g.warps, 2), stream, a, part, decays, static_cast<unsigned>(segments), tile);
+  launch(kernel, a.sequences * segments * a.groups * g.blocks, g.warps * 32, shared_bytes(a, 32 * kSegmentItems, 1, g.warps, 2), stream, a,
+         part, decays, static_cast<unsigned>(segments), tile);
 }
 
-template <class T, int kItems, bool kDescending>
-void forward(const GpuScan& a, cudaStream_t stream) {
+// items: positions a lane of the kernel
+inline void forward(SegmentKernel segment, ForwardKernel kernel, int items, const GpuScan& a, cudaStream_t stream) {
   const int64_t segments = gpu_forward_segments(a);
   const Geometry g = geometry(a);
   float* entry = nullptr;
   if (segments > 1) {
     entry = a.workspace;
     float* const decays = entry + a.sequences * segments * a.dim * a.state;
-    segment_pass<T, kDescending, false>(a, entry, decays, segments, 32 * kItems, stream);
+    segment_pass(segment, a, entry, decays, segments, 32 * items, stream);
     chain<false>(a, entry, decays, segments, stream);
   }
-  launch(selective_scan_fwd_kernel<T, kItems, kDescending>, a.sequences * segments * a.groups * g.blocks, g.warps * 32,
-         shared_bytes(a, 32 * kItems, 2, g.warps, 4), stream, a, static_cast<const float*>(entry), static_cast<unsigned>(segments));
+  launch(kernel, a.sequences * segments * a.groups * g.blocks, g.warps * 32, shared_bytes(a, 32 * items, 2, g.warps, 4), stream, a,
+         static_cast<const float*>(entry), static_cast<unsigned>(segments));
 }
 
-template <class T, bool kDescending, bool kGate>
-void backward(const GpuScan& a, cudaStream_t stream) {
+inline void backward(SegmentKernel segment, BackwardKernel kernel, const GpuScan& a, cudaStream_t stream) {
   const int64_t segments = gpu_backward_segments(a);
   const Geometry g = geometry(a);
   float* const adjoint = a.workspace;
   float* const decays = adjoint + a.sequences * segments * a.dim * a.state;
-  if (segments > 1) segment_pass<T, !kDescending, true>(a, adjoint, decays, segments, SCAN_GPU_CHUNK, stream);
+  if (segments > 1) segment_pass(segment, a, adjoint, decays, segments, SCAN_GPU_CHUNK, stream);
   chain<true>(a, adjoint, decays, segments, stream);
-  launch(selective_scan_bwd_kernel<T, kDescending, kGate>, a.sequences * segments * a.groups, g.warps * 32,
-         shared_bytes(a, SCAN_GPU_CHUNK, 4, g.warps, 4), stream, a, adjoint, static_cast<unsigned>(segments));
+  launch(kernel, a.sequences * segments * a.groups, g.warps * 32, shared_bytes(a, SCAN_GPU_CHUNK, 4, g.warps, 4), stream, a, adjoint,
+         static_cast<unsigned>(segments));
+}
+
+template <class T, bool kDescending>
+void forward(const GpuScan& a, cudaStream_t stream) {
+  const SegmentKernel segment = selective_scan_segment_kernel<T, kSegmentItems, kDescending, false>;
+  gpu_shape().items == 8 ? forward(segment, selective_scan_fwd_kernel<T, 8, kDescending>, 8, a, stream)
+                         : forward(segment, selective_scan_fwd_kernel<T, 16, kDescending>, 16, a, stream);
+}
+
+template <class T, bool kDescending>
+void backward(const GpuScan& a, cudaStream_t stream) {
+  const SegmentKernel segment = selective_scan_segment_kernel<T, kSegmentItems, !kDescending, true>;
+  a.rows[GPU_Z].data ? backward(segment, selective_scan_bwd_kernel<T, kDescending, true>, a, stream)
+                     : backward(segment, selective_scan_bwd_kernel<T, kDescending, false>, a, stream);
 }
 
 }  // namespace
@@ -71,21 +87,13 @@ void backward(const GpuScan& a, cudaStream_t stream) {
 template <class T>
 void gpu_forward(const GpuScan& a, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
-  if (gpu_shape().items == 8) {
-    a.reverse ? forward<T, 8, true>(a, s) : forward<T, 8, false>(a, s);
-  } else {
-    a.reverse ? forward<T, 16, true>(a, s) : forward<T, 16, false>(a, s);
-  }
+  a.reverse ? forward<T, true>(a, s) : forward<T, false>(a, s);
 }
 
 template <class T>
 void gpu_backward(const GpuScan& a, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
-  if (a.rows[GPU_Z].data) {
-    a.reverse ? backward<T, true, true>(a, s) : backward<T, false, true>(a, s);
-  } else {
-    a.reverse ? backward<T, true, false>(a, s) : backward<T, false, false>(a, s);
-  }
+  a.reverse ? backward<T, true>(a, s) : backward<T, false>(a, s);
 }
 
 }  // namespace seq2exp

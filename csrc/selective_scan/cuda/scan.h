@@ -13,6 +13,7 @@ struct GpuStrided {
 };
 
 enum GpuRows { GPU_DELTA, GPU_U, GPU_Z, GPU_OUT, GPU_GRAD, GPU_DDELTA, GPU_DU, GPU_DZ, GPU_ROWS };
+constexpr GpuRows GPU_ADD = GPU_DELTA;  // of a mixer, which has no rows of delta: what is added to y
 
 // A "sequence" is a batch row, or with cu_seqlens one of the spans packed along L (batch 1). Position k counts in the order
 // of the scan from the start of its sequence. All pointers are device memory; accumulation and states are float.
@@ -31,6 +32,10 @@ struct GpuScan {
   // backward only
   float *dB, *dC;                      // (batch, groups, state, L)
   float* sums;                         // (sequences, gpu_backward_segments, dim, state + 2): parts of dA, then dD, ddelta_bias
+  // mixer only (csrc/bimamba): delta = dt_proj low, and softplus
+  GpuStrided low;                      // rows 0..rank - 1
+  const float* dt_proj;                // (dim, rank)
+  int64_t rank;
 };
 
 // Block shapes: positions a lane of the forward (8 or 16), warps a block (at most 8). 0: the default. For all later calls;

@@ -13,7 +13,8 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // What bench/scan_trips.py counts: each loop, and each conditional block that does not always run.
 enum Mark {
   kMarkTile = 1, kMarkState, kMarkStates, kMarkStage, kMarkScalarLoad, kMarkScalarStore, kMarkRagged,
-  kMarkChannels, kMarkBegin, kMarkRound, kMarkEnd, kMarkSums, kMarkChain, kMarkSave, kMarkInit, kMarkLast, kMarkFinish
+  kMarkChannels, kMarkBegin, kMarkRound, kMarkEnd, kMarkSums, kMarkChain, kMarkSave, kMarkInit, kMarkLast, kMarkFinish,
+  kMarkRanks, kMarkScalarRank
 };
 
 template <class I>
@@ -113,18 +114,24 @@ __device__ __forceinline__ void fill(Channel<T>& c, const GpuScan& a, const Sequ
   }
 }
 
+// x[i] = element j + i of a row that `w.vectors` holds for.
+template <int K, bool kDescending, class T>
+__device__ __forceinline__ void load_words(const T* first, int j, float (&x)[K]) {
+  const T* const lowest = kDescending ? first - (j + K - 1) : first + j;
+#pragma unroll
+  for (int v = 0; v < K; v += kVector<T>) {
+    float part[kVector<T>];
+    load_vector(lowest + (kDescending ? K - kVector<T> - v : v), part);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) x[v + i] = part[kDescending ? kVector<T> - 1 - i : i];
+  }
+}
+
 // x[i] = element j + i, 0 beyond n; j is a multiple of K. `full`: the whole warp stays below n.
 template <int K, bool kDescending, class T>
 __device__ __forceinline__ void load(const Walk<T>& w, int j, int n, bool full, float (&x)[K]) {
   if (full && w.vectors) {
-    const T* const lowest = kDescending ? w.first - (j + K - 1) : w.first + j;
-#pragma unroll
-    for (int v = 0; v < K; v += kVector<T>) {
-      float part[kVector<T>];
-      load_vector(lowest + (kDescending ? K - kVector<T> - v : v), part);
-#pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) x[v + i] = part[kDescending ? kVector<T> - 1 - i : i];
-    }
+    load_words<K, kDescending>(w.first, j, x);
   } else {
     S2E_MARK_BRANCH(kMarkScalarLoad);
 j = opaque(j);
@@ -183,12 +190,61 @@ __device__ __forceinline__ void stage(Walk<T> w, int64_t stride, int begin, int 
   }
 }
 
-// Step sizes of a lane from raw delta; 0 beyond the end, so that the tail neither decays nor adds.
-template <int K>
-__device__ __forceinline__ void step_sizes(const GpuScan& a, float bias, int j, int n, bool full, float (&dt)[K]) {
+// x = bias + dt_proj low for the lanes of a channel; `low` is the walk of the first row. The channels of a block, and its
+// neighbours, read the same rows at about the same time: the caches hold them.
+template <int K, bool kDescending, class T>
+__device__ __forceinline__ void project(const GpuScan& a, Walk<T> low, int channel, float bias, int j, int n, bool full, float (&x)[K]) {
+  constexpr int kRows = 4;  // whose reads are under way together
+  const int rank = static_cast<int>(a.rank);
+  const float* weight = a.dt_proj + static_cast<int64_t>(channel) * rank;
 #pragma unroll
-  for (int i = 0; i < K; ++i) dt[i] += bias;
-  if (a.softplus) {
+  for (int i = 0; i < K; ++i) x[i] = bias;
+  if (full && low.vectors) {
+#pragma unroll 1
+    for (int left = rank; left > 0; left -= kRows, weight += kRows, low.first += kRows * a.low.row) {
+      S2E_MARK(kMarkRanks);
+      float w[kRows], part[kRows][K];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int row = least(r, left - 1);  // beyond the last row: that again, with weight 0
+        w[r] = r < left ? read_global(weight + row) : 0.f;
+        load_words<K, kDescending>(low.first + row * a.low.row, j, part[r]);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int i = 0; i < K; ++i) x[i] += w[r] * part[r][i];
+    }
+  } else {
+    j = opaque(j);
+#pragma unroll 1
+    for (int left = rank; left > 0; --left, ++weight, low.first += a.low.row) {
+      S2E_MARK(kMarkScalarRank);
+      const float w = read_global(weight);
+#pragma unroll
+      for (int i = 0; i < K; ++i)
+        if (j + i < n) x[i] += w * load_scalar(low.first + (j + i) * low.step);
+    }
+  }
+}
+
+// What `step_sizes` starts from: delta, or in a mixer what `project` makes of its factor, the bias included.
+template <bool kMixer, int K, bool kDescending, class T>
+__device__ __forceinline__ void raw_steps(const GpuScan& a, const Channel<T>& mine, const Walk<T>& low, int channel, int j, int n, bool full, float (&dt)[K]) {
+  if constexpr (kMixer)
+    project<K, kDescending>(a, low, channel, mine.bias, j, n, full, dt);
+  else
+    load<K, kDescending>(mine.rows[GPU_DELTA], j, n, full, dt);
+}
+
+// Step sizes of a lane; 0 beyond the end, so that the tail neither decays nor adds.
+template <bool kMixer, int K>
+__device__ __forceinline__ void step_sizes(const GpuScan& a, float bias, int j, int n, bool full, float (&dt)[K]) {
+  if constexpr (!kMixer) {
+#pragma unroll
+    for (int i = 0; i < K; ++i) dt[i] += bias;
+  }
+  if (kMixer || a.softplus) {
 #pragma unroll
     for (int i = 0; i < K; ++i) dt[i] = fast_softplus(dt[i]);
   }

@@ -1,0 +1,6 @@
+#include "bimamba/cuda/scan.cuh"
+
+namespace seq2exp {
+template void gpu_mixer_forward<float>(const GpuScan&, void*);
+template void gpu_mixer_backward<float>(const GpuScan&, void*);
+}  // namespace seq2exp
