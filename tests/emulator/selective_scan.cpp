@@ -1,9 +1,9 @@
-// The CUDA scan of one storage type (SCALAR) as a CPU library: C names for the host functions of the GPU build, which run
-// its kernels in the emulator. All take the plain description of a scan; those that run kernels return null or what went
-// wrong.
+// The CUDA scan of one storage type (SCALAR) as a CPU library: C names for the host functions of the GPU build (FORWARD and
+// BACKWARD: gpu_forward or gpu_mixer_forward, ...), which run its kernels in the emulator. All take the plain description of
+// a scan; those that run kernels return null or what went wrong.
 #include "cuda_emulator.h"
 #include "common/storage.cuh"
-#include "selective_scan/cuda/scan.h"
+#include "bimamba/cuda/scan.h"
 
 using namespace seq2exp;
 
@@ -17,7 +17,7 @@ const int64_t* scan_layout() {
       AT(batch), AT(dim), AT(state), AT(length), AT(groups), AT(groups_b), AT(groups_c), AT(softplus), AT(reverse),
       AT(cu_seqlens), AT(sequences), ROWS(DELTA), ROWS(U), ROWS(Z), ROWS(OUT), ROWS(GRAD), ROWS(DDELTA), ROWS(DU), ROWS(DZ),
       AT(B), AT(C), AT(A), AT(D), AT(bias), AT(last_state), AT(states), AT(workspace), AT(dB), AT(dC), AT(sums),
-      sizeof(GpuScan)};
+      AT(low), AT(dt_proj), AT(rank), sizeof(GpuScan)};
   return offsets;
 }
 
@@ -29,11 +29,11 @@ int64_t scan_forward_workspace(const GpuScan* a) { return gpu_forward_workspace(
 int64_t scan_backward_workspace(const GpuScan* a) { return gpu_backward_workspace(*a); }
 
 const char* scan_forward(const GpuScan* a) {
-  return emulator::message_of([=] { gpu_forward<SCALAR>(*a, nullptr); });
+  return emulator::message_of([=] { FORWARD<SCALAR>(*a, nullptr); });
 }
 
 const char* scan_backward(const GpuScan* a) {
-  return emulator::message_of([=] { gpu_backward<SCALAR>(*a, nullptr); });
+  return emulator::message_of([=] { BACKWARD<SCALAR>(*a, nullptr); });
 }
 
 }  // extern "C"

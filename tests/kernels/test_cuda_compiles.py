@@ -14,7 +14,7 @@ from gpu_build import load_setup
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = load_setup()
 NVCC = SETUP.find_nvcc()
-SOURCES = sorted((ROOT / "csrc" / "selective_scan" / "cuda").glob("scan_*.cu"))
+SOURCES = sorted((ROOT / "csrc").glob("*/cuda/scan_*.cu"))  # the scan's and the mixer's
 NO_SPILLS = ["-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"]  # nor local arrays
 SPILLING = """
 __global__ void __launch_bounds__(1024, 2) kernel(float* x) {
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
 
 
 def compile_source(source: Path, architecture: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    cubin = folder / f"{source.stem}_{architecture}.cubin"
+    cubin = folder / f"{source.parts[-3]}_{source.stem}_{architecture}.cubin"
     flags = [*SETUP.NVCC_FLAGS.split(), f"-I{ROOT / 'csrc'}", f"-arch=sm_{architecture}", "-cubin", *NO_SPILLS]
     return subprocess.run([NVCC, *flags, source, "-o", cubin], capture_output=True, text=True)
 
 
 def test_every_variant(tmp_path):
-    assert len(SOURCES) == 3  # float32, bfloat16, float16
+    assert len(SOURCES) == 2 * 3  # float32, bfloat16, float16
     jobs = list(product(SOURCES, SETUP.CUDA_ARCHITECTURES))
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))) as pool:
         done = pool.map(lambda job: compile_source(*job, tmp_path), jobs)

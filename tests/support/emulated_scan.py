@@ -1,4 +1,5 @@
-"""The CUDA scan on the CPU, under the emulator: kernels/selective_scan/cuda.py for CPU tensors.
+"""The CUDA scans on the CPU, under the emulator: kernels/selective_scan/cuda.py and the scan of kernels/bimamba/cuda.py
+for CPU tensors.
 
 Every output and workspace starts as NaN, between guard bytes that are checked after each call.
 """
@@ -15,6 +16,7 @@ import torch
 from emulated_cuda import EMULATOR, SOURCES, add_buffer, entry, library
 from torch import Tensor
 
+from seq2exp.kernels.bimamba.direction import Direction, DirectionGrads
 from seq2exp.kernels.selective_scan import cuda
 
 GUARD = 4096  # bytes on either side of an output
@@ -44,6 +46,7 @@ class Scan(ctypes.Structure):
         + [("softplus", c_bool), ("reverse", c_bool), ("cu_seqlens", c_void_p), ("sequences", c_int64)]
         + [(name, Strided) for name in ("delta", "u", "z", "out", "grad", "ddelta", "du", "dz", "B", "C")]
         + [(name, c_void_p) for name in ("A", "D", "bias", "last_state", "states", "workspace", "dB", "dC", "sums")]
+        + [("low", Strided), ("dt_proj", c_void_p), ("rank", c_int64)]
     )
 
 
@@ -76,24 +79,24 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-class EmulatedScan:
-    """`forward`, `backward`, `states_shape` and `chunk_length` of kernels/selective_scan/cuda.py, for one dtype.
+class _Library:
+    """The kernels of one op and dtype. Its pointers are no owners: tensors of a call must stay alive until it ends.
 
     checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower. sources: csrc or a copy.
     """
 
-    states_shape = staticmethod(cuda.states_shape)
-    chunk_length = staticmethod(cuda.chunk_length)
+    _kernels: str  # folder of sources
+    _functions: tuple[str, str]
 
     def __init__(self, dtype: torch.dtype, checked: bool = False, sources: Path = SOURCES) -> None:
         self._dtype, self._checked = dtype, checked
-        kernels = sources / "selective_scan" / "cuda"
+        forward, backward = self._functions
         self._library = library(
             EMULATOR / "selective_scan.cpp",
-            kernels / "segments.cpp",
-            kernels / f"scan_{str(dtype).removeprefix('torch.')}.cu",
+            sources / "selective_scan" / "cuda" / "segments.cpp",
+            sources / self._kernels / f"scan_{str(dtype).removeprefix('torch.')}.cu",
             sources=sources,
-            defines=(f"SCALAR={SCALARS[dtype]}",),
+            defines=(f"SCALAR={SCALARS[dtype]}", f"FORWARD={forward}", f"BACKWARD={backward}"),
             checked=checked,
         )
         self._forward = entry(self._library, "scan_forward", POINTER(Scan))
@@ -111,6 +114,33 @@ class EmulatedScan:
         """Parts of L that the forward and the backward run side by side."""
         scan = self._scan(*arguments)
         return self._count("forward_segments", scan), self._count("backward_segments", scan)
+
+    def _run(self, function: Callable[..., None], scan: Scan, outputs: Outputs, **used: Tensor | None) -> None:
+        assert used["u"].dtype == self._dtype
+        if self._checked:
+            for name, x in used.items():
+                if x is not None and x.numel():
+                    extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+                    add_buffer(self._library, name, x.data_ptr(), extent * x.itemsize)
+        try:
+            function(scan)
+        finally:
+            if self._checked:
+                self._library.checks_forget_buffers()
+        outputs.check()
+
+    def _count(self, what: str, scan: Scan | None = None) -> int:
+        function = getattr(self._library, f"scan_{what}")
+        function.restype = c_int64
+        return function() if scan is None else function(ctypes.byref(scan))
+
+
+class EmulatedScan(_Library):
+    """`forward`, `backward`, `states_shape` and `chunk_length` of kernels/selective_scan/cuda.py."""
+
+    states_shape = staticmethod(cuda.states_shape)
+    chunk_length = staticmethod(cuda.chunk_length)
+    _kernels, _functions = "selective_scan/cuda", ("gpu_forward", "gpu_backward")
 
     def forward(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
@@ -154,25 +184,11 @@ class EmulatedScan:
             None if delta_bias is None else dbias,
         )  # fmt: skip
 
-    def _run(self, function: Callable[..., None], scan: Scan, outputs: Outputs, **used: Tensor | None) -> None:
-        assert used["u"].dtype == self._dtype
-        if self._checked:
-            for name, x in used.items():
-                if x is not None and x.numel():
-                    extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-                    add_buffer(self._library, name, x.data_ptr(), extent * x.itemsize)
-        try:
-            function(scan)
-        finally:
-            if self._checked:
-                self._library.checks_forget_buffers()
-        outputs.check()
-
     def _scan(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         delta_bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
     ) -> Scan:  # fmt: skip
-        """The inputs' part; it holds pointers only, so the tensors must stay alive."""
+        """The inputs' part."""
         batch, dim, length = u.shape
         return Scan(
             batch=batch, dim=dim, state=A.shape[1], length=length,
@@ -183,7 +199,51 @@ class EmulatedScan:
             A=_pointer(A), D=_pointer(D), bias=_pointer(delta_bias),
         )  # fmt: skip
 
-    def _count(self, what: str, scan: Scan | None = None) -> int:
-        function = getattr(self._library, f"scan_{what}")
-        function.restype = c_int64
-        return function() if scan is None else function(ctypes.byref(scan))
+
+class EmulatedMixer(_Library):
+    """`scan`, `scan_backward` and `states_shape` of kernels/bimamba/cuda.py."""
+
+    states_shape = staticmethod(cuda.states_shape)
+    _kernels, _functions = "bimamba/cuda", ("gpu_mixer_forward", "gpu_mixer_backward")
+
+    def scan(self, d: Direction, save_states: bool = True) -> tuple[Tensor, Tensor]:
+        scan, outputs = self._scan(d), Outputs()
+        out = outputs.like(d.u)
+        states = outputs.empty((self._count("chunks", scan) if save_states else 0, scan.dim, scan.state))
+        workspace = outputs.empty((self._count("forward_workspace", scan),))
+        scan.out, scan.workspace = Strided.of(out), workspace.data_ptr()
+        scan.states = states.data_ptr() if save_states else None
+        self._run(self._forward, scan, outputs, **_tensors(d), out=out, states=states, workspace=workspace)
+        return out, states
+
+    def scan_backward(self, grad: Tensor, d: Direction, states: Tensor, closing: bool) -> DirectionGrads:
+        scan, outputs = self._scan(d), Outputs()
+        du, ddelta, y = (outputs.like(d.u) for _ in range(3))
+        dz = outputs.like(d.z) if closing else None
+        dB, dC = (outputs.empty((scan.batch, scan.state, scan.length)) for _ in "BC")
+        sums = outputs.empty((scan.sequences, self._count("backward_segments", scan), scan.dim, scan.state + 2))
+        workspace = outputs.empty((self._count("backward_workspace", scan),))
+        scan.grad, scan.du, scan.ddelta, scan.out, scan.dz = map(Strided.of, (grad, du, ddelta, y, dz))
+        scan.dB, scan.dC, scan.sums, scan.workspace = (x.data_ptr() for x in (dB, dC, sums, workspace))
+        scan.states = states.data_ptr()
+        self._run(
+            self._backward, scan, outputs, **_tensors(d), grad=grad, states=states, du=du, ddelta=ddelta, y=y, dz=dz,
+            dB=dB, dC=dC, sums=sums, workspace=workspace,
+        )  # fmt: skip
+        dA, dD, dbias = cuda.parameter_gradients(sums)
+        return DirectionGrads(du, ddelta, dA, dB.to(self._dtype), dC.to(self._dtype), dD, dbias, y, dz)
+
+    def _scan(self, d: Direction) -> Scan:
+        batch, dim, length = d.u.shape
+        return Scan(
+            batch=batch, dim=dim, state=d.A.shape[1], length=length, groups=1, groups_b=1, groups_c=1,
+            softplus=True, reverse=d.reverse,
+            cu_seqlens=_pointer(d.cu_seqlens), sequences=batch if d.cu_seqlens is None else d.cu_seqlens.numel() - 1,
+            u=Strided.of(d.u), delta=Strided.of(d.add), z=Strided.of(d.z), B=Strided.of(d.B), C=Strided.of(d.C),
+            A=_pointer(d.A), D=_pointer(d.D), bias=_pointer(d.dt_bias),
+            low=Strided.of(d.low), dt_proj=_pointer(d.dt_proj), rank=d.low.shape[1],
+        )  # fmt: skip
+
+
+def _tensors(d: Direction) -> dict[str, Tensor | None]:
+    return {name: x for name, x in d._asdict().items() if name != "reverse"}
