@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 64  # SCAN_CHUNK in csrc/selective_scan/cpu/scan.h
+CHUNK = 256  # SCAN_CHUNK in csrc/selective_scan/cpu/scan.h
 
 
 def chunk_length(length: int) -> int:

@@ -1,20 +1,13 @@
 // What the torch side (selective_scan.cpp) and the kernels (one translation unit per instruction set) share: plain data.
 #pragma once
-#include <stdint.h>
+#include "common/strided.h"
 
 namespace seq2exp {
 
-// Positions between saved states, and the tile of time that the kernels work on.
-constexpr int64_t SCAN_CHUNK = 64;
-
-enum class Storage : int32_t { float32, bfloat16, float16 };
-
-// (batch, rows, L) with any strides, counted in elements; rows are channels, or states of one B/C group.
-struct Strided {
-  void* data = nullptr;  // null: absent
-  Storage storage = Storage::float32;
-  int64_t batch = 0, group = 0, row = 0, time = 0;
-};
+// Positions between saved states; the backward recomputes so many states at a time.
+constexpr int64_t SCAN_CHUNK = 256;
+// Positions that are read and written at a time.
+constexpr int64_t SCAN_TILE = 64;
 
 // "Position" k below counts in scan order: time t = k, or L - 1 - k when reverse.
 struct ScanArgs {
@@ -24,12 +17,20 @@ struct ScanArgs {
   bool softplus, reverse;
   const int64_t* starts;       // (sequences + 1) first positions of the sequences, then L
   int64_t sequences;           // per batch row
-  Strided u, delta, z, B, C, out;
+  Strided u, z, B, C, out;
+  Strided delta;               // absent: delta = dt_proj low
+  Strided low;                 // (batch, rank, L)
+  const float* dt_proj;        // (dim, rank)
+  int64_t rank;                // 0 with delta
+  Strided add;                 // added to y before the gate; may be absent
   const float *A, *D, *bias;   // (dim, state), (dim), (dim); D and bias may be null
   float* last_state;           // (batch * sequences, dim, state); sequences in memory order
   float* states;               // (batch, chunks, state, dim): state at the first position of each chunk; null: not saved
   // backward only
-  Strided grad, du, ddelta, dz, dB, dC;
+  Strided grad, du, ddelta, dB, dC;
+  Strided dz;                    // where z is; may be absent
+  Strided y;                     // the output before the gate, without `add`, or after it (gated); may be absent
+  bool gated;
   float *partial_b, *partial_c;  // (vectors, span, padded state): sums over the channels of one vector
   int64_t span;                  // positions per call of backward, a multiple of SCAN_CHUNK
   float* carry;                  // (vectors, padded state, width): adjoint handed from a span to the one before
@@ -55,7 +56,5 @@ const ScanKernels* scan_kernels_portable();
 const ScanKernels* scan_kernels_avx2();
 const ScanKernels* scan_kernels_avx512();
 #endif
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace seq2exp

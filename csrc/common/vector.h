@@ -6,7 +6,7 @@
 #endif
 
 #include "common/math.h"
-#include "selective_scan/cpu/scan.h"
+#include "common/strided.h"
 
 namespace seq2exp {
 namespace {
