@@ -98,10 +98,9 @@ S2E_HD V sigmoid(V x) {
   return x < splat<V>(-87.f) ? splat<V>(0.f) : y;
 }
 
-// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), with log1p(y) = 2 atanh(y / (2 + y)).
+// log(1 + y) for y in [0, 1], as 2 atanh(y / (2 + y)).
 template <class V>
-S2E_HD V softplus(V x) {
-  const V y = exp_clamped(x < splat<V>(0.f) ? x : -x);
+S2E_HD V log1p_unit(V y) {
   const V s = y / (y + 2.f);
   const V q = s * s;
   V p = q * (1.f / 15.f) + 1.f / 13.f;
@@ -110,8 +109,22 @@ S2E_HD V softplus(V x) {
   p = p * q + 1.f / 7.f;
   p = p * q + 1.f / 5.f;
   p = p * q + 1.f / 3.f;
-  const V log1p = s * 2.f + s * 2.f * (p * q);
-  return (x < splat<V>(0.f) ? splat<V>(0.f) : x) + log1p;
+  return s * 2.f + s * 2.f * (p * q);
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|).
+template <class V>
+S2E_HD V softplus(V x) {
+  const V y = exp_clamped(x < splat<V>(0.f) ? x : -x);
+  return (x < splat<V>(0.f) ? splat<V>(0.f) : x) + log1p_unit(y);
+}
+
+// The same, and its derivative, the sigmoid of x (1e-38 where that underflows).
+template <class V>
+S2E_HD V softplus(V x, V& slope) {
+  const V y = exp_clamped(x < splat<V>(0.f) ? x : -x);
+  slope = (x < splat<V>(0.f) ? y : splat<V>(1.f)) / (y + 1.f);
+  return (x < splat<V>(0.f) ? splat<V>(0.f) : x) + log1p_unit(y);
 }
 
 }  // namespace

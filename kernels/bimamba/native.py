@@ -15,7 +15,7 @@ states_shape = native.states_shape
 def convolve(
     x: Tensor, fwd: Taps | None, rev: Taps | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """silu of the causal (fwd) and the anti-causal (rev) convolution of x (batch, dim, L), with x's dtype and strides."""
+    """silu of the causal (fwd) and the anti-causal (rev) convolution, each with the shape, dtype and strides of x."""
     outs = torch.ops.seq2exp_native.bimamba_conv_fwd(x, *_pair(fwd), *_pair(rev), cu_seqlens)
     c_fwd, c_rev = (None if taps is None else out for taps, out in zip((fwd, rev), outs, strict=True))
     return c_fwd, c_rev
@@ -26,9 +26,7 @@ def convolve_backward(
     cu_seqlens: Tensor | None,
 ) -> ConvolutionGrads:  # fmt: skip
     """Gradients of `convolve`, whose value before silu is recomputed. The same bits for any number of threads."""
-    dx, *grads = torch.ops.seq2exp_native.bimamba_conv_bwd(
-        x, grad_fwd, grad_rev, *_pair(fwd), *_pair(rev), cu_seqlens
-    )
+    dx, *grads = torch.ops.seq2exp_native.bimamba_conv_bwd(x, grad_fwd, grad_rev, *_pair(fwd), *_pair(rev), cu_seqlens)
     return ConvolutionGrads(
         dx, *(None if taps is None else Taps(*pair) for taps, pair in ((fwd, grads[:2]), (rev, grads[2:])))
     )
@@ -40,7 +38,7 @@ def scan(d: Direction, save_states: bool = True) -> tuple[Tensor, Tensor]:
 
 
 def scan_backward(grad: Tensor, d: Direction, states: Tensor, closing: bool) -> DirectionGrads:
-    """See `DirectionGrads`. The same bits for any number of threads. B, C have the dtypes and layouts of their inputs."""
+    """See `DirectionGrads`. The same bits for any number of threads. Each gradient has the layout of its input."""
     *grads, dz = torch.ops.seq2exp_native.bimamba_scan_bwd(grad, *d, states, closing)
     return DirectionGrads(*grads, dz if closing else None)
 

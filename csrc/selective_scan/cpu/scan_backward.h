@@ -87,7 +87,7 @@ struct BackwardScratch {
   // (CHUNK, W) each. y includes D u and `add`. g: gradient of y; gate: silu(z); slope, dgate: of what ddelta and dz are multiples.
   float *dt, *u, *y, *g, *slope, *gate, *dgate, *from_x, *from_decay;
   Shared shared;  // of a chunk
-  float *states, *decays, *h, *sum_a, *decay, *projection, *copy;
+  float *states, *decays, *h, *sum_a, *decay, *projection;
   Piece pieces[CHUNK + 1];
   int64_t count;
   bool wide[CHUNK / TILE];
@@ -114,37 +114,31 @@ void load_tile(const ScanArgs& a, const Shape& s, const Work& w, int64_t i, Back
   const Vec bias = load_lanes(a.bias ? a.bias + p.channel : nullptr, p.lanes);
   const Vec D = load_lanes(a.D ? a.D + p.channel : nullptr, p.lanes);
   const Rows raw = raw_steps(m.dt + i * W, a, p, s, m.shared.low + i * s.ld_low, w.projection, k, n);
+  const Rows us = read_channels(m.u + i * W, a, a.u, p, k, n), grad = read_channels(m.g + i * W, a, a.grad, p, k, n);
+  const Rows add = a.add.data ? read_channels(m.y + i * W, a, a.add, p, k, n) : Rows{};
+  const Rows gate = a.z.data ? read_channels(m.gate + i * W, a, a.z, p, k, n) : Rows{};
   Vec longest = {};
   for (int64_t t = 0; t < n; ++t) {
-    const Vec biased = raw[t] + bias;
-    const Vec dt = a.softplus ? softplus(biased) : biased;
-    store(m.dt + (i + t) * W, dt);
-    store(m.slope + (i + t) * W, a.softplus ? sigmoid(biased) : splat<Vec>(1.f));
+    const int64_t o = (i + t) * W;
+    const Vec u = us[t], biased = raw[t] + bias, e = grad[t];
+    Vec dt = biased, slope = splat<Vec>(1.f), y = a.D ? D * u : Vec{}, g = e;
+    if (a.softplus) dt = softplus(biased, slope);
+    if (a.add.data) y += add[t];
+    if (a.z.data) {
+      const Vec z = gate[t], q = sigmoid(z);
+      g = e * (z * q);
+      store(m.gate + o, z * q);
+      store(m.dgate + o, e * (q * (z * (splat<Vec>(1.f) - q) + 1.f)));
+    }
+    store(m.dt + o, dt);
+    store(m.slope + o, slope);
+    store(m.u + o, u);
+    store(m.y + o, y);
+    store(m.g + o, g);
     const Vec size = finite_or_inf(absolute(dt));
     longest = size > longest ? size : longest;
   }
   m.wide[i / TILE] = too_wide(longest, w.top);
-
-  const Rows u = read_channels(m.copy, a, a.u, p, k, n);
-  for (int64_t t = 0; t < n; ++t) {
-    store(m.u + (i + t) * W, u[t]);
-    store(m.y + (i + t) * W, a.D ? D * u[t] : Vec{});
-  }
-  if (a.add.data) {
-    const Rows other = read_channels(m.copy, a, a.add, p, k, n);
-    for (int64_t t = 0; t < n; ++t) store(m.y + (i + t) * W, load(m.y + (i + t) * W) + other[t]);
-  }
-  const Rows grad = read_channels(m.copy, a, a.grad, p, k, n);
-  for (int64_t t = 0; t < n; ++t) store(m.g + (i + t) * W, grad[t]);
-  if (a.z.data) {
-    const Rows gate = read_channels(m.copy, a, a.z, p, k, n);
-    for (int64_t t = 0; t < n; ++t) {
-      const Vec z = gate[t], q = sigmoid(z), e = load(m.g + (i + t) * W);
-      store(m.g + (i + t) * W, e * (z * q));
-      store(m.gate + (i + t) * W, z * q);
-      store(m.dgate + (i + t) * W, e * (q * (z * (splat<Vec>(1.f) - q) + 1.f)));
-    }
-  }
   zero(m.from_x + i * W, n * W);
   zero(m.from_decay + i * W, n * W);
 }
@@ -236,7 +230,7 @@ void backward_chunk(const ScanArgs& a, const Shape& s, const Work& w, BackwardSc
 
 int64_t backward_scratch(const ScanArgs& a) {
   const Shape s(a);
-  return CHUNK * (9 * W + 2 * BACKWARD_STATES * W + 2 * s.ld + s.ld_low) + TILE * W + MAX_RUN * (s.padded + a.rank) * W +
+  return CHUNK * (9 * W + 2 * BACKWARD_STATES * W + 2 * s.ld + s.ld_low) + MAX_RUN * (s.padded + a.rank) * W +
          3 * BACKWARD_STATES * W + 20 * 16;
 }
 
@@ -251,7 +245,6 @@ BackwardScratch take_backward(const ScanArgs& a, const Shape& s, float* memory) 
   m.sum_a = scratch.take(BACKWARD_STATES * W);
   m.decay = scratch.take(MAX_RUN * s.padded * W);
   m.projection = scratch.take(MAX_RUN * a.rank * W);
-  m.copy = scratch.take(TILE * W);
   return m;
 }
 

@@ -87,6 +87,22 @@ Vec load_decay(const ScanArgs& a, const Shape& s, const Place& p, float* decay) 
   return top;
 }
 
+// (positions, WIDTH) in scan order.
+struct Rows {
+  const float* data;
+  int64_t step;
+  Vec operator[](int64_t t) const { return load(data + t * step); }
+};
+
+// The same tile to be read once or twice: in place when it is float32 with the rows side by side, else copied to `buffer`.
+Rows rows_of_tile(float* buffer, const Strided& x, int64_t b, int64_t r, int64_t rows, int64_t k, int64_t n, int64_t length,
+                  bool reverse) {
+  if (x.storage == Storage::float32 && x.row == 1 && rows == WIDTH)
+    return {address<Storage::float32>(x, b, 0, r, reverse ? length - 1 - k : k), reverse ? -x.time : x.time};
+  read_tile(buffer, WIDTH, x, b, 0, r, rows, k, n, length, reverse);
+  return {buffer, WIDTH};
+}
+
 Rows read_channels(float* buffer, const ScanArgs& a, const Strided& x, const Place& p, int64_t k, int64_t n) {
   return rows_of_tile(buffer, x, p.b, p.channel, p.lanes, k, n, a.length, a.reverse);
 }
