@@ -4,16 +4,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <optional>
 #include <vector>
 
+#include "common/pages.h"
 #include "common/strided.h"
 
 namespace seq2exp {
@@ -53,16 +50,6 @@ Buffer<T> zeros(int64_t n) {
   return p;
 }
 
-// Fresh large tensors on 2 MiB pages: first touch by 4 KiB pages takes longer than a kernel's own writes.
-inline Tensor on_huge_pages(Tensor x) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 2 << 20;
-  const auto data = reinterpret_cast<uintptr_t>(x.data_ptr());
-  const uintptr_t begin = (data + page - 1) / page * page, end = (data + x.numel() * x.element_size()) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failure changes nothing
-#endif
-  return x;
-}
 inline Tensor fresh_like(const Tensor& x) { return on_huge_pages(torch::stable::empty_like(x)); }
 inline Tensor fresh(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
   return on_huge_pages(torch::stable::new_empty(like, shape, dtype));

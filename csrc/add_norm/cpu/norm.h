@@ -1,6 +1,6 @@
 // What the torch side (add_norm.cpp) and the kernels (one translation unit per instruction set) share: plain data.
 #pragma once
-#include "selective_scan/cpu/scan.h"  // Storage, ceil_div
+#include "common/strided.h"
 
 namespace seq2exp {
 

@@ -2,7 +2,7 @@
 // instruction set, after WIDTH is defined. See kernels/add_norm/README.md.
 #pragma once
 #include "add_norm/cpu/norm.h"
-#include "selective_scan/cpu/vector.h"
+#include "common/vector.h"
 
 namespace seq2exp {
 namespace {

@@ -3,7 +3,7 @@
 // it lies; any other layout goes through tiles. A row that lies outside the sequence is a row of zeros.
 #pragma once
 #include "bimamba/cpu/conv.h"
-#include "common/vector.h"
+#include "common/tile.h"
 
 namespace seq2exp {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 #include <initializer_list>
 
-#include "common/vector.h"
+#include "common/tile.h"
 #include "selective_scan/cpu/scan.h"
 
 namespace seq2exp {
