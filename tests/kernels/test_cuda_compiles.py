@@ -14,7 +14,8 @@ from gpu_build import load_setup
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = load_setup()
 NVCC = SETUP.find_nvcc()
-SOURCES = sorted((ROOT / "csrc").glob("*/cuda/scan_*.cu"))  # the scan's and the mixer's
+STORAGE = ("float32", "bfloat16", "float16")
+SOURCES = sorted(p for p in (ROOT / "csrc").glob("*/cuda/*.cu") if p.stem.endswith(STORAGE))  # those with kernels
 NO_SPILLS = ["-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"]  # nor local arrays
 SPILLING = """
 __global__ void __launch_bounds__(1024, 2) kernel(float* x) {
@@ -37,7 +38,7 @@ def compile_source(source: Path, architecture: str, folder: Path) -> subprocess.
 
 
 def test_every_variant(tmp_path):
-    assert len(SOURCES) == 2 * 3  # float32, bfloat16, float16
+    assert {p.stem.split("_")[0] for p in SOURCES} == {"norm", "scan"} and len(SOURCES) == 3 * 3
     jobs = list(product(SOURCES, SETUP.CUDA_ARCHITECTURES))
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))) as pool:
         done = pool.map(lambda job: compile_source(*job, tmp_path), jobs)
