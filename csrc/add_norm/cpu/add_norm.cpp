@@ -6,7 +6,7 @@
 #include "add_norm/cpu/norm.h"
 #include "add_norm/tensors.h"
 #include "common/cpu.h"
-#include "common/pages.h"
+#include "common/cpu_tensors.h"
 
 namespace seq2exp {
 namespace {
@@ -23,16 +23,6 @@ const NormKernels& kernels() {
 #endif
     default: return *norm_kernels_portable();
   }
-}
-
-Storage storage(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Storage::float32;
-    case ScalarType::BFloat16: return Storage::bfloat16;
-    case ScalarType::Half: return Storage::float16;
-    default: STD_TORCH_CHECK(false, "add_norm: ", name, " must be float32, bfloat16 or float16");
-  }
-  return Storage::float32;
 }
 
 // The arguments common to both directions, with the tensors that keep their memory alive.
@@ -59,10 +49,6 @@ struct Problem {
     return {x.data_ptr(), storage(x, name), x.stride(0)};
   }
 };
-
-Tensor fresh(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
-  return on_huge_pages(torch::stable::new_empty(like, shape, dtype));
-}
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional residual, Tensor weight, Optional gate, double epsilon) {
   STD_TORCH_CHECK(x.dim() == 2, "add_norm: x must be (rows, d)");

@@ -1,29 +1,16 @@
-// What the torch sides of the scan and of the mixer's scan share: strides, checks, the current stream.
+// What the torch sides of the scan and of the mixer's scan share: strides, checks.
 #pragma once
 #include <cuda_runtime.h>
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include <vector>
 
 #include "common/storage.cuh"
+#include "common/stream.h"
 #include "selective_scan/cuda/scan.h"
 #include "selective_scan/tensors.h"
 
 namespace seq2exp {
 namespace {
-
-// libtorch_cuda is not linked, so that the extension loads beside a CPU build of torch; it is there when tensors are on a GPU.
-inline void* current_stream(int32_t device) {
-  using Get = int32_t (*)(int32_t, void**);
-  static const auto get = [] {
-    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<Get>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
-  }();
-  void* stream = nullptr;
-  STD_TORCH_CHECK(get && get(device, &stream) == 0, "selective_scan: PyTorch's current CUDA stream cannot be had");
-  return stream;
-}
 
 inline GpuStrided channels(const Tensor& x, const GpuScan& a, const Tensor& u, const char* name) {
   check_channels(x, a, name);
