@@ -38,7 +38,7 @@ def compile_source(source: Path, architecture: str, folder: Path) -> subprocess.
 
 
 def test_every_variant(tmp_path):
-    assert {p.stem.split("_")[0] for p in SOURCES} == {"norm", "scan"} and len(SOURCES) == 3 * 3
+    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "norm", "scan"} and len(SOURCES) == 4 * 3
     jobs = list(product(SOURCES, SETUP.CUDA_ARCHITECTURES))
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))) as pool:
         done = pool.map(lambda job: compile_source(*job, tmp_path), jobs)

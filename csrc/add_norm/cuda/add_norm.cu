@@ -1,13 +1,10 @@
 // The torch side of the CUDA add_norm: strides, allocation, the current stream.
-#include <cuda_runtime.h>
-
 #include <tuple>
 #include <vector>
 
 #include "add_norm/cuda/norm.h"
 #include "add_norm/tensors.h"
-#include "common/storage.cuh"
-#include "common/stream.h"
+#include "common/cuda_tensors.h"
 
 namespace seq2exp {
 namespace {
@@ -41,23 +38,14 @@ struct Problem {
   }
 };
 
-template <class F>
-void with_type(const Tensor& x, const char* name, F f) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::BFloat16: return f(bfloat16{});
-    case ScalarType::Half: return f(float16{});
-    default: STD_TORCH_CHECK(false, "add_norm: ", name, " must be float32, bfloat16 or float16");
-  }
-}
-
 // Calls f with values of the types of x and r, and the current stream.
 template <class F>
 void run(const Tensor& x, const Tensor& r, F f) {
   void* const stream = current_stream(x.get_device_index());
-  with_type(x, "x", [&](auto of_x) { with_type(r, "residual", [&](auto of_r) { f(of_x, of_r, stream); }); });
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "add_norm: ", cudaGetErrorString(error));
+  with_storage_type(x, "add_norm: x", [&](auto of_x) {
+    with_storage_type(r, "add_norm: residual", [&](auto of_r) { f(of_x, of_r, stream); });
+  });
+  check_launches("add_norm");
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional residual, Tensor weight, Optional gate, double epsilon) {

@@ -1,11 +1,8 @@
 // What the torch sides of the scan and of the mixer's scan share: strides, checks.
 #pragma once
-#include <cuda_runtime.h>
-
 #include <vector>
 
-#include "common/storage.cuh"
-#include "common/stream.h"
+#include "common/cuda_tensors.h"
 #include "selective_scan/cuda/scan.h"
 #include "selective_scan/tensors.h"
 
@@ -61,14 +58,8 @@ inline float* pointer(const Tensor& x) { return static_cast<float*>(x.data_ptr()
 // Calls f with a value of the storage type that u has.
 template <class F>
 void run(const Tensor& u, F f) {
-  switch (u.scalar_type()) {
-    case ScalarType::Float: f(float{}); break;
-    case ScalarType::BFloat16: f(bfloat16{}); break;
-    case ScalarType::Half: f(float16{}); break;
-    default: STD_TORCH_CHECK(false, "selective_scan: u must be float32, bfloat16 or float16");
-  }
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "selective_scan: ", cudaGetErrorString(error));
+  with_storage_type(u, "selective_scan: u", f);
+  check_launches("selective_scan");
 }
 
 // What every backward reads and writes beyond the forward's inputs.
