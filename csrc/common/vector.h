@@ -94,6 +94,12 @@ struct Memory<Storage::float32> {
 
 template <Storage S>
 S2E_INLINE Vec load_some(const typename Memory<S>::Element* p, int64_t stride, int64_t n) {
+#ifdef __AVX512BW__
+  if (stride == 1) {
+    if constexpr (S == Storage::float32) return _mm512_maskz_loadu_ps((1u << n) - 1, p);
+    else return widen<S>(bit_cast<Half>(_mm256_maskz_loadu_epi16((1u << n) - 1, p)));
+  }
+#endif
   typename Memory<S>::Element lanes[WIDTH] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i * stride];
   return Memory<S>::load(lanes);

@@ -2,6 +2,8 @@
 // the outer loop, channels in the lanes and in the inner loop, so that memory with adjacent channels is read and written as
 // it lies; any other layout goes through tiles. A row that lies outside the sequence is a row of zeros.
 #pragma once
+#include <initializer_list>
+
 #include "bimamba/cpu/conv.h"
 #include "common/tile.h"
 
@@ -10,6 +12,7 @@ namespace {
 
 constexpr int64_t W = WIDTH;
 constexpr int64_t HALO = CONV_TAPS - 1;
+constexpr int64_t AHEAD = 8;  // positions between fetching a row and using it: rows are too short for hardware to follow in time
 constexpr int64_t RING = CONV_TAPS;  // rows kept of the gradient before silu
 
 // Rows of `channels` values, one per position.
@@ -137,10 +140,19 @@ void for_sequences(const ConvArgs& a, const Block& b, F f) {
   }
 }
 
+// Fetches the row of a position that is needed soon.
+template <Storage S>
+void fetch(const View<S>& x, int64_t t, int64_t n) {
+  if (!x.data) return;
+  const char* row = reinterpret_cast<const char*>(x.row(t));
+  for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(*x.data)); i += 64) __builtin_prefetch(row + i);
+}
+
 template <Storage S>
 void forward_block(const ConvArgs& a, const Block& b, const View<S>& x, const View<S>* outs, const ConvScratch& m) {
   for_sequences(a, b, [&](int64_t begin, int64_t end, int64_t first, int64_t last) {
     for (int64_t t = begin; t < end; ++t) {
+      for (const View<S>& v : {x, outs[0], outs[1]}) fetch(v, t + AHEAD, b.padded);
       for (int i = 0; i < 2; ++i) {
         const ConvDirection& d = a.directions[i];
         if (!d.weight) continue;
@@ -191,6 +203,7 @@ void backward_block(const ConvArgs& a, const Block& b, const View<S>& x, const V
       if (a.directions[i].weight)
         for (int64_t k = 1 - a.directions[i].width; k < 0; ++k) fill(i, begin + lead(i) + k);
     for (int64_t t = begin; t < end; ++t) {
+      for (const View<S>& v : {x, grads[0], grads[1], dx}) fetch(v, t + AHEAD, b.padded);
       bool add = false;
       for (int i = 0; i < 2; ++i) {
         const ConvDirection& d = a.directions[i];

@@ -55,6 +55,7 @@ struct Tile {
 bool load_inputs(const ScanArgs& a, const Place& p, const Shape& s, Vec top, const float* low, const float* projection, int64_t k,
                  int64_t n, const Tile& tile) {
   const Rows u = read_channels(tile.copy, a, a.u, p, k, n), raw = raw_steps(tile.dt, a, p, s, low, projection, k, n);
+  const Rows other = a.add.data ? read_channels(tile.y, a, a.add, p, k, n) : Rows{};
   const Vec bias = load_lanes(a.bias ? a.bias + p.channel : nullptr, p.lanes);
   const Vec D = load_lanes(a.D ? a.D + p.channel : nullptr, p.lanes);
   Vec longest = {};
@@ -63,13 +64,11 @@ bool load_inputs(const ScanArgs& a, const Place& p, const Shape& s, Vec top, con
     const Vec dt = a.softplus ? softplus(biased) : biased;
     store(tile.dt + t * W, dt);
     store(tile.x + t * W, dt * u[t]);
-    store(tile.y + t * W, a.D ? D * u[t] : Vec{});
+    Vec y = a.D ? D * u[t] : Vec{};
+    if (a.add.data) y += other[t];
+    store(tile.y + t * W, y);
     const Vec m = finite_or_inf(absolute(dt));
     longest = m > longest ? m : longest;
-  }
-  if (a.add.data) {
-    const Rows other = read_channels(tile.copy, a, a.add, p, k, n);
-    for (int64_t t = 0; t < n; ++t) store(tile.y + t * W, load(tile.y + t * W) + other[t]);
   }
   return too_wide(longest, top);
 }

@@ -123,15 +123,26 @@ void load_projection(const ScanArgs& a, const Place& p, float* dst) {
   read_rows<Storage::float32>(dst, W, a.dt_proj + p.channel * a.rank, a.rank, 1, p.lanes, a.rank);
 }
 
+// dt_proj low of N positions, projection as (rank, W).
+template <int N>
+S2E_INLINE void project(float* dst, const float* low, int64_t ld, const float* projection, int64_t rank) {
+  Vec sum[N] = {};
+  for (int64_t r = 0; r < rank; ++r) {
+    const Vec weight = load(projection + r * W);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) sum[i] = weight * low[i * ld + r] + sum[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) store(dst + i * W, sum[i]);
+}
+
 // Step sizes before bias and softplus, of positions [k, k + n): delta, or dt_proj low, with low as (n, ld_low).
 Rows raw_steps(float* buffer, const ScanArgs& a, const Place& p, const Shape& s, const float* low, const float* projection, int64_t k,
                int64_t n) {
   if (a.delta.data) return read_channels(buffer, a, a.delta, p, k, n);
-  for (int64_t t = 0; t < n; ++t) {
-    Vec sum = {};
-    for (int64_t r = 0; r < a.rank; ++r) sum = load(projection + r * W) * low[t * s.ld_low + r] + sum;
-    store(buffer + t * W, sum);
-  }
+  int64_t t = 0;
+  for (; t + 8 <= n; t += 8) project<8>(buffer + t * W, low + t * s.ld_low, s.ld_low, projection, a.rank);
+  for (; t < n; ++t) project<1>(buffer + t * W, low + t * s.ld_low, s.ld_low, projection, a.rank);
   return {buffer, W};
 }
 
