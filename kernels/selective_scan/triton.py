@@ -16,12 +16,13 @@ from torch import Tensor
 from triton import cdiv
 
 from seq2exp.kernels.selective_scan import triton_kernels as kernels
+from seq2exp.kernels.selective_scan import triton_tiles as tiles
 
-CHUNK = kernels.TILE.value
+CHUNK = tiles.TILE.value
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 512, 1024  # with fewer, L is cut into segments
 FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 255  # declared, because ptxas by itself spills one or two to save a few
 CARRY_SEGMENTS, CARRY_ELEMENTS = 16, 32  # block of the carry kernel
-LOG2E = kernels.LOG2E.value
+LOG2E = tiles.LOG2E.value
 WARPS = 4  # of a program, unless tuned
 TUNING = (2, 4, 8)  # numbers of warps worth trying
 _warps = WARPS
@@ -54,19 +55,9 @@ def forward(
     B, C: (batch, groups, state, L), float32, bfloat16 or float16, any strides; their groups may differ.
     D, delta_bias: (dim,) float32. cu_seqlens: int64 (sequences + 1,).
     """
-    scan = _Scan.of(None, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
-    batch, dim, length = u.shape
-    n_sequences = None if cu_seqlens is None else scan.sequences
-    states = u.new_zeros(states_shape(batch, dim, A.shape[1], length, n_sequences), dtype=torch.float32)
-    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    with _device_of(u):
-        carry = scan.carry()
-        kernels.selective_scan_fwd_kernel[(scan.sequences * scan.segments * scan.blocks,)](
-            scan.u, scan.delta, scan.A2, scan.B, scan.C, scan.D, scan.z, scan.bias, scan.cu_seqlens, out, states, carry,
-            *scan.strides(scan.u, scan.delta, scan.z, scan.B, scan.C),
-            length, dim, A.shape[1], scan.segments, scan.blocks, scan.joint_groups, scan.channels(B), scan.channels(C),
-            CONSTANT_B=_constant(scan.B), CONSTANT_C=_constant(scan.C), maxnreg=FORWARD_REGISTERS, **scan.options,
-        )  # fmt: skip
+    scan = Scan.of(None, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
+    states = scan.new_states()
+    out, carry = scan.forward(states)
     return _like(u, out), carry[:, -1].contiguous(), states
 
 
@@ -79,39 +70,14 @@ def backward(
     du, ddelta and dz have the dtypes and strides of their inputs; dA, dD, ddelta_bias are float32; dB and dC are
     contiguous, in the dtypes of B and C.
     """
-    scan = _Scan.of(grad_out, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
-    _, dim, length = u.shape
-
-    def rows(x: Tensor | None) -> Tensor | None:
-        return None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-    def parts(x: Tensor | None) -> Tensor | None:
-        """A sum for each sequence and segment."""
-        return None if x is None else x.new_zeros(scan.sequences * scan.segments, *x.shape)
-
-    du, ddelta, dz = rows(u), rows(delta), rows(z)
-    dA, dD, dbias = parts(scan.A2), parts(scan.D), parts(scan.bias)
-    dB, dC = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (B, C))
-    with _device_of(u):
-        carry = scan.carry()
-        kernels.selective_scan_bwd_kernel[(scan.sequences * scan.segments * scan.closed_groups,)](
-            scan.grad, scan.u, scan.delta, scan.A2, scan.B, scan.C, scan.D, scan.z, scan.bias, scan.cu_seqlens,
-            states, carry, du, ddelta, dA, dB, dC, dD, dz, dbias,
-            *scan.strides(scan.grad, scan.u, scan.delta, scan.z, scan.B, scan.C),
-            length, dim, A.shape[1], scan.segments, scan.closed_groups, scan.blocks, scan.joint_groups,
-            scan.channels(B), scan.channels(C),
-            CONSTANT_B=_constant(scan.B), CONSTANT_C=_constant(scan.C), maxnreg=BACKWARD_REGISTERS, **scan.options,
-        )  # fmt: skip
-    dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
-    return (
-        _like(u, du), _like(delta, ddelta), dA, dB.to(B.dtype), dC.to(C.dtype), dD,
-        None if z is None else _like(z, dz), dbias,
-    )  # fmt: skip
+    scan = Scan.of(grad_out, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, cu_seqlens)
+    du, ddelta, dA, dB, dC, dD, dz, dbias, _ = scan.backward(states)
+    return _like(u, du), _like(delta, ddelta), dA, dB, dC, dD, None if z is None else _like(z, dz), dbias
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """The inputs as the kernels take them, and how the work is cut, which depends on shapes alone."""
+class Scan:
+    """The inputs as the kernels take them, their launches, and how the work is cut, which depends on shapes alone."""
 
     grad: Tensor | None  # None: forward
     u: Tensor
@@ -125,21 +91,80 @@ class _Scan:
     softplus: bool
     reverse: bool
     cu_seqlens: Tensor | None
+    dt_proj: Tensor | None  # (dim, rank): then delta is (batch, rank, L)
+    add: Tensor | None  # (batch, dim, L): the output is (y + add) silu(z)
 
     @classmethod
     def of(
         cls, grad: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
         z: Tensor | None, bias: Tensor | None, softplus: bool, reverse: bool, cu_seqlens: Tensor | None,
-    ) -> _Scan:  # fmt: skip
+        dt_proj: Tensor | None = None, add: Tensor | None = None,
+    ) -> Scan:  # fmt: skip
         """Copies what is neither adjacent nor constant along L. No copy is larger than the gradient of its original."""
-        grad, u, delta, z = (x if x is None or x.stride(2) == 1 else x.contiguous() for x in (grad, u, delta, z))
-        B, C = (x if x.stride(3) in (0, 1) else x.contiguous() for x in (B, C))
-        D, bias, cu_seqlens = (None if x is None else x.contiguous() for x in (D, bias, cu_seqlens))
-        return cls(grad, u, delta, A.contiguous() * LOG2E, B, C, D, z, bias, softplus, reverse, cu_seqlens)
+        grad, u, delta, z, add = (adjacent(x) for x in (grad, u, delta, z, add))
+        B, C = (x if _constant(x) else adjacent(x) for x in (B, C))
+        D, bias, cu_seqlens, dt_proj = (None if x is None else x.contiguous() for x in (D, bias, cu_seqlens, dt_proj))
+        A2 = A.contiguous() * LOG2E
+        return cls(grad, u, delta, A2, B, C, D, z, bias, softplus, reverse, cu_seqlens, dt_proj, add)
+
+    def new_states(self) -> Tensor:
+        n_sequences = None if self.cu_seqlens is None else self.sequences
+        shape = states_shape(*self.u.shape[:2], self.A2.shape[1], self.u.shape[2], n_sequences)
+        return self.A2.new_zeros(shape)
+
+    def forward(self, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output, contiguous, and the states that leave the segments. Fills `states`."""
+        _, dim, length = self.u.shape
+        out = _contiguous_like(self.u)
+        with device_of(self.u):
+            carry = self.carry()
+            kernels.selective_scan_fwd_kernel[(self.sequences * self.segments * self.blocks,)](
+                self.u, self.delta, self.dt_proj, self.A2, self.B, self.C, self.D, self.z, self.add, self.bias,
+                self.cu_seqlens, out, states, carry,
+                *self.strides(self.u, self.delta, self.z, self.add, self.B, self.C),
+                length, dim, self.rank, self.A2.shape[1], self.segments, self.blocks, self.joint_groups,
+                self.channels(self.B), self.channels(self.C),
+                CONSTANT_B=_constant(self.B), CONSTANT_C=_constant(self.C), maxnreg=FORWARD_REGISTERS, **self.options,
+            )  # fmt: skip
+        return out, carry
+
+    def backward(self, states: Tensor, gate: bool = True, output: bool = False) -> tuple[Tensor | None, ...]:
+        """du, ddelta, dA, dB, dC, dD, dz, ddelta_bias and output, contiguous; None for absent inputs.
+
+        ddelta: with dt_proj that of dt_proj delta. Without `gate` there is no dz. The output is returned if asked for:
+        (y + add) silu(z), without `gate` y + add.
+        """
+        _, dim, length = self.u.shape
+
+        def parts(x: Tensor | None) -> Tensor | None:
+            """A sum for each sequence and segment."""
+            return None if x is None else x.new_zeros(self.sequences * self.segments, *x.shape)
+
+        du, ddelta = _contiguous_like(self.u), _contiguous_like(self.u)
+        dz = _contiguous_like(self.u) if gate and self.z is not None else None
+        y = _contiguous_like(self.u) if output else None
+        dA, dD, dbias = parts(self.A2), parts(self.D), parts(self.bias)
+        dB, dC = (torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (self.B, self.C))
+        with device_of(self.u):
+            carry = self.carry()
+            kernels.selective_scan_bwd_kernel[(self.sequences * self.segments * self.closed_groups,)](
+                self.grad, self.u, self.delta, self.dt_proj, self.A2, self.B, self.C, self.D, self.z, self.add,
+                self.bias, self.cu_seqlens, states, carry, du, ddelta, dA, dB, dC, dD, dz, dbias, y,
+                *self.strides(self.grad, self.u, self.delta, self.z, self.add, self.B, self.C),
+                length, dim, self.rank, self.A2.shape[1], self.segments, self.closed_groups, self.blocks,
+                self.joint_groups, self.channels(self.B), self.channels(self.C),
+                CONSTANT_B=_constant(self.B), CONSTANT_C=_constant(self.C), maxnreg=BACKWARD_REGISTERS, **self.options,
+            )  # fmt: skip
+        dA, dD, dbias = (None if x is None else x.sum(0) for x in (dA, dD, dbias))
+        return du, ddelta, dA, dB.to(self.B.dtype), dC.to(self.C.dtype), dD, dz, dbias, y
 
     @property
     def sequences(self) -> int:
         return self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.dt_proj is None else self.dt_proj.shape[1]
 
     @property
     def joint_groups(self) -> int:
@@ -166,11 +191,9 @@ class _Scan:
 
     @cached_property
     def quads(self) -> bool:
-        """Do all rows start at multiples of four elements?"""
-        tensors = (x for x in (self.grad, self.u, self.delta, self.z, self.B, self.C) if x is not None)
-        return self.u.shape[2] % 4 == 0 and all(
-            _constant(x) or (x.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in _steps(x))) for x in tensors
-        )
+        """Are all rows read four elements at a time?"""
+        tensors = (self.grad, self.u, self.delta, self.z, self.add, self.B, self.C)
+        return self.u.shape[2] % 4 == 0 and all(in_quads(x) for x in tensors if x is not None and not _constant(x))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -183,7 +206,7 @@ class _Scan:
         found: list[int] = []
         for x in tensors:
             unit = 4 if self.quads and x is not None and not _constant(x) else 1
-            found += [0, 0] if x is None else [step // unit for step in _steps(x)]
+            found += [0, 0] if x is None else [step // unit for step in steps(x)]
         return found
 
     def channels(self, x: Tensor) -> int:
@@ -200,9 +223,9 @@ class _Scan:
         ends, sums = torch.zeros_like(carry), torch.empty_like(carry[..., 0])
         value, z, P = (self.grad, self.z, self.C) if backward else (self.u, None, self.B)
         kernels.selective_scan_segment_kernel[(self.sequences * self.segments * self.blocks,)](
-            value, z, self.delta, self.A2, P, self.bias, self.cu_seqlens, ends, sums,
+            value, z, self.delta, self.dt_proj, self.A2, P, self.bias, self.cu_seqlens, ends, sums,
             *self.strides(value, z, self.delta, P),
-            self.u.shape[2], dim, state, self.segments, self.blocks, self.joint_groups, self.channels(P),
+            self.u.shape[2], dim, self.rank, state, self.segments, self.blocks, self.joint_groups, self.channels(P),
             CONSTANT=_constant(P), BACKWARD=backward, maxnreg=FORWARD_REGISTERS, **self.options,
         )  # fmt: skip
         elements = cdiv(dim * state, CARRY_ELEMENTS)
@@ -213,14 +236,28 @@ class _Scan:
         return carry
 
 
+def adjacent(x: Tensor | None) -> Tensor | None:
+    """x, or a copy of it, with the positions of a row next to each other."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def in_quads(x: Tensor) -> bool:
+    """Do all rows start at multiples of four elements?"""
+    return x.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in steps(x))
+
+
 def _constant(x: Tensor) -> bool:
     """Is x the same along L?"""
     return x.stride(-1) == 0
 
 
-def _steps(x: Tensor) -> list[int]:
+def steps(x: Tensor) -> list[int]:
     """Strides of all dimensions but the last; of one of size 1 it does not matter."""
     return [step if size > 1 else 0 for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _like(x: Tensor, rows: Tensor) -> Tensor:
@@ -229,5 +266,5 @@ def _like(x: Tensor, rows: Tensor) -> Tensor:
     return rows if strides == rows.stride() else torch.empty_like(x).copy_(rows)
 
 
-def _device_of(x: Tensor) -> AbstractContextManager:
+def device_of(x: Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,11 +1,6 @@
 """Triton kernels of the selective scan. README.md has the mathematics, triton.py the launches.
 
-A tile is 256 positions: 32 lanes with 8 consecutive positions each. A warp has a channel, a program W warps. What a
-program knows of a tile is a tuple of 8 tensors (LANES, W), the k-th with the k-th position of every lane, in the order
-of the scan. So positions of a lane are scanned by plain arithmetic; one value a lane goes through a scan over lanes.
-
-Tiles start at multiples of 256 in memory: rows are read four values at a time (QUADS) wherever a sequence starts.
-Outside the sequence the step size is 0, which leaves the state as it is.
+`delta` is (batch, dim, L), or with dt_proj (dim, rank) its low-rank factor (batch, rank, L).
 """
 # ruff: noqa: RUF005 - Triton compiles no starred tuples
 
@@ -14,282 +9,38 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LANES = tl.constexpr(32)
-K = tl.constexpr(8)  # positions of a lane
-TILE = tl.constexpr(256)
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from seq2exp.kernels.selective_scan.triton_tiles import (
+    LANES,
+    LN2,
+    K,
+    add_channels,
+    add_lanes,
+    chain,
+    channels,
+    flip_lanes,
+    gate,
+    lanes,
+    load_delta,
+    load_projection,
+    load_tile,
+    multiply,
+    multiply_add,
+    plus,
+    row,
+    same,
+    scan_lanes,
+    scan_state,
+    segment,
+    sequence,
+    sigmoid,
+    step_sizes,
+    store_tile,
+)
 
 # No integer argument makes the compiler build another variant.
-STRIDES = [f"s_{x}{i}" for x in ("grad", "u", "delta", "z", "value", "B", "C", "P") for i in range(3)]
-SIZES = ["L", "dim", "N", "n_segments", "n_groups", "n_blocks", "n_joint", "channels_B", "channels_C", "channels_P"]
-INTEGERS = STRIDES + SIZES
-
-
-@triton.jit
-def sigmoid(x):
-    return 1 / (1 + tl.exp2(x * -LOG2E))
-
-
-@triton.jit
-def softplus(x):
-    """max(x, 0) + log1p(e), e = exp(-|x|); log1p(e) / e is a polynomial, relative error 2e-7."""
-    e = tl.exp2(tl.abs(x) * -LOG2E)
-    p = e * 0.0052326913 - 0.0295052268
-    p = p * e + 0.078225933
-    p = p * e - 0.136632442
-    p = p * e + 0.191060066
-    p = p * e - 0.24842982
-    p = p * e + 0.333190978
-    p = p * e - 0.499994934
-    p = p * e + 0.99999994
-    return tl.where(x > 0, x, 0.0) + p * e
-
-
-@triton.jit
-def chain(a1, b1, a2, b2):
-    """h -> a1 h + b1, and then h -> a2 h + b2."""
-    return a1 * a2, a2 * b1 + b2
-
-
-@triton.jit
-def multiply(b_x, b_y):
-    b = ()
-    for k in tl.static_range(K):
-        b = b + (b_x[k] * b_y[k],)
-    return b
-
-
-@triton.jit
-def multiply_add(b_x, b_y, b_z):
-    b = ()
-    for k in tl.static_range(K):
-        b = b + (b_x[k] * b_y[k] + b_z[k],)
-    return b
-
-
-@triton.jit
-def gate(b_y, b_z):
-    """y silu(z)"""
-    b = ()
-    for k in tl.static_range(K):
-        b = b + (b_y[k] * b_z[k] * sigmoid(b_z[k]),)
-    return b
-
-
-@triton.jit
-def same(b_k):
-    """One value at all positions."""
-    b = ()
-    for _ in tl.static_range(K):
-        b = b + (b_k,)
-    return b
-
-
-# --- the part of the scan that a program has --------------------------------------------------------------------------
-
-
-@triton.jit
-def sequence(cu_seqlens, i_seq, L):
-    """Batch row, first position and end of a sequence, its first tile, number of tiles, first saved state."""
-    if cu_seqlens is None:
-        n_tiles = tl.cdiv(L, TILE)
-        return i_seq, i_seq * 0, i_seq * 0 + L, i_seq * 0, n_tiles, i_seq * n_tiles
-    else:
-        begin = tl.load(cu_seqlens + i_seq)
-        end = tl.load(cu_seqlens + i_seq + 1)
-        i_tile = begin // TILE
-        return i_seq * 0, begin, end, i_tile, tl.cdiv(end, TILE) - i_tile, i_tile + i_seq
-
-
-@triton.jit
-def segment(i_part, n_segments, n_tiles):
-    """Range of the tiles of a segment, in the order of the scan."""
-    per_segment = tl.cdiv(n_tiles, n_segments)
-    j_begin = tl.minimum(i_part % n_segments * per_segment, n_tiles)
-    return j_begin, tl.minimum(j_begin + per_segment, n_tiles)
-
-
-@triton.jit
-def channels(i_block, n_blocks, n_joint, dim, W: tl.constexpr):
-    """First channel of a block, its channels and which of them exist, (LANES, W).
-
-    A block stays within one of the n_joint runs of channels that share B and C.
-    """
-    per_joint = n_blocks // n_joint
-    i_joint = i_block // per_joint
-    i_d = i_joint * (dim // n_joint) + i_block % per_joint * W
-    o_d = i_d + tl.arange(0, W)[None, :] + tl.zeros((LANES, 1), tl.int64)
-    return i_d, o_d, o_d < (i_joint + 1) * (dim // n_joint)
-
-
-@triton.jit
-def lanes(i_tile, begin, end, L, REVERSE: tl.constexpr):
-    """First position of every lane in memory, and how many of its positions come before the sequence begins, before it
-    ends, before the row ends. All (LANES, 1)."""
-    o_lane = tl.arange(0, LANES)[:, None]
-    if REVERSE:
-        o_lane = -o_lane + (LANES - 1)
-    o_t = i_tile * TILE + o_lane * K
-    n_before = tl.minimum(tl.maximum(begin - o_t, 0), K).to(tl.int32)
-    n_inside = tl.minimum(tl.maximum(end - o_t, 0), K).to(tl.int32)
-    n_row = tl.minimum(tl.maximum(L - o_t, 0), K).to(tl.int32)
-    return o_t, n_before, n_inside, n_row
-
-
-@triton.jit
-def inside(at, i, VARLEN: tl.constexpr):
-    """Does the i-th position of a lane in memory belong to the sequence? `at` as `lanes` returns it."""
-    if VARLEN:
-        return (at[1] <= i) & (at[2] > i)
-    else:
-        return at[3] > i
-
-
-# --- tiles in memory --------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def row(i_b, i_d, s, QUADS: tl.constexpr):
-    """Offset of a row. With QUADS strides count quads: so the compiler knows where rows start."""
-    return (i_b * s[0].to(tl.int64) + i_d * s[1].to(tl.int64)) * (4 if QUADS else 1)
-
-
-@triton.jit
-def load_tile(p, m, at, REVERSE: tl.constexpr, QUADS: tl.constexpr, VARLEN: tl.constexpr):
-    """float32 values of the rows p (LANES, W) where m; 0 outside the sequence."""
-    b = ()
-    if QUADS:
-        o_quad = tl.arange(0, 4)[None, None, :]
-        for q in tl.static_range(0, K, 4):
-            p_quad = (p + at[0] + q)[:, :, None] + o_quad
-            b_quad = tl.load(p_quad, mask=((at[3] > q) & m)[:, :, None], other=0.0).to(tl.float32)
-            b_even, b_odd = tl.split(tl.reshape(b_quad, (LANES, p.shape[1], 2, 2)))
-            b_0, b_2 = tl.split(b_even)
-            b_1, b_3 = tl.split(b_odd)
-            b = b + (b_0, b_1, b_2, b_3)
-    else:
-        for k in tl.static_range(K):
-            b = b + (tl.load(p + at[0] + k, mask=inside(at, k, VARLEN) & m, other=0.0).to(tl.float32),)
-    b_tile = ()
-    for k in tl.static_range(K):
-        b_k = b[K - 1 - k if REVERSE else k]
-        if QUADS and VARLEN:
-            b_k = tl.where(inside(at, K - 1 - k if REVERSE else k, VARLEN), b_k, 0.0)
-        b_tile = b_tile + (b_k,)
-    return b_tile
-
-
-@triton.jit
-def store_tile(p, b_tile, m, at, REVERSE: tl.constexpr, QUADS: tl.constexpr, VARLEN: tl.constexpr):
-    """Stores in the type of p; nothing outside the sequence."""
-    b = ()
-    for k in tl.static_range(K):
-        b = b + (b_tile[K - 1 - k if REVERSE else k].to(p.dtype.element_ty),)
-    if QUADS:
-        o_quad = tl.arange(0, 4)[None, None, :]
-        for q in tl.static_range(0, K, 4):
-            p_quad = (p + at[0] + q)[:, :, None] + o_quad
-            b_quad = tl.join(tl.join(b[q], b[q + 2]), tl.join(b[q + 1], b[q + 3]))
-            if VARLEN:
-                m_quad = m[:, :, None] & (at[1][:, :, None] <= q + o_quad) & (at[2][:, :, None] > q + o_quad)
-            else:
-                m_quad = (m & (at[3] > q))[:, :, None]
-            tl.store(p_quad, tl.reshape(b_quad, (LANES, p.shape[1], 4)), mask=m_quad)
-    else:
-        for k in tl.static_range(K):
-            tl.store(p + at[0] + k, b[k], mask=m & inside(at, k, VARLEN))
-
-
-@triton.jit
-def load_projection(p, at, CONSTANT: tl.constexpr, REVERSE: tl.constexpr, QUADS: tl.constexpr, VARLEN: tl.constexpr,
-                    W: tl.constexpr):  # fmt: skip
-    """B or C of one state (p a scalar pointer), the same for every warp. CONSTANT: one value for all positions."""
-    p_rows = p + tl.zeros((LANES, W), tl.int64)
-    if CONSTANT:
-        return same(tl.load(p_rows).to(tl.float32))
-    else:
-        return load_tile(p_rows, True, at, REVERSE, QUADS, VARLEN)
-
-
-@triton.jit
-def add_lanes(p, b, m):
-    """Adds the sum over lanes to what p (LANES, W) points to, one place a warp."""
-    b_sum = tl.load(p, mask=m, other=0.0) + tl.sum(b, 0, keep_dims=True)
-    tl.store(p, b_sum, mask=m & (tl.arange(0, LANES)[:, None] == 0))
-
-
-@triton.jit
-def add_channels(p, b, is_first, at, REVERSE: tl.constexpr, VARLEN: tl.constexpr, W: tl.constexpr):
-    """Adds the sum over warps to the row p (scalar pointer), or sets it if these channels are the first.
-
-    Halving by splits moves all values through shared memory once; tl.sum would exchange them one by one.
-    """
-    b_pairs = ()
-    for i in tl.static_range(K // 2):
-        b_pairs = b_pairs + (tl.join(b[K - 1 - i if REVERSE else i], b[K // 2 - 1 - i if REVERSE else i + K // 2]),)
-    b_all = tl.join(tl.join(b_pairs[0], b_pairs[2]), tl.join(b_pairs[1], b_pairs[3]))
-    b_all = tl.permute(tl.reshape(b_all, (LANES, W, K)), (0, 2, 1))
-    for _ in tl.static_range(W.bit_length() - 1):
-        b_even, b_odd = tl.split(tl.reshape(b_all, (LANES, K, b_all.shape[2] // 2, 2)))
-        b_all = b_even + b_odd
-    o_k = tl.arange(0, K)[None, :]
-    m = inside(at, o_k, VARLEN)
-    p_k = p + (at[0] + o_k)
-    b_old = tl.load(p_k, mask=m & (not is_first), other=0.0)
-    tl.store(p_k, b_old + tl.reshape(b_all, (LANES, K)), mask=m)
-
-
-# --- one state of one channel over a tile -----------------------------------------------------------------------------
-
-
-@triton.jit
-def step_sizes(b_delta, b_bias, at, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, VARLEN: tl.constexpr):
-    """Step sizes, 0 outside the sequence, and their sum over a lane."""
-    b_dt = ()
-    b_sum = tl.zeros_like(b_delta[0])
-    for k in tl.static_range(K):
-        b_k = b_delta[k] + b_bias
-        if SOFTPLUS:
-            b_k = softplus(b_k)
-        b_k = tl.where(inside(at, K - 1 - k if REVERSE else k, VARLEN), b_k, 0.0)
-        b_dt = b_dt + (b_k,)
-        b_sum += b_k
-    return b_dt, b_sum
-
-
-@triton.jit
-def scan_lanes(b_p, b_e, b_h):
-    """The state that enters every lane, and the one that leaves it. Lanes make p s + e of s; b_h enters the first."""
-    o_lane = tl.arange(0, LANES)[:, None]
-    b_e = tl.where(o_lane == 0, b_p * b_h + b_e, b_e)
-    _, b_leaves = tl.associative_scan((b_p, b_e), 0, chain)
-    b_enters = tl.gather(b_leaves, tl.broadcast_to(tl.maximum(o_lane - 1, 0), b_e.shape), 0)
-    return tl.where(o_lane == 0, b_h, b_enters), b_leaves
-
-
-@triton.jit
-def flip_lanes(b):
-    o_lane = tl.arange(0, LANES)[:, None]
-    return tl.gather(b, tl.broadcast_to(-o_lane + (LANES - 1), b.shape), 0)
-
-
-@triton.jit
-def scan_state(b_dt, b_sum, b_x, b_B, b_A2, b_h):
-    """Decays, states, decay over a lane, states that enter and leave lanes. b_h enters the tile."""
-    b_a = ()
-    b_e = tl.zeros_like(b_sum)
-    for k in tl.static_range(K):
-        b_a = b_a + (tl.exp2(b_dt[k] * b_A2),)
-        b_e = b_a[k] * b_e + b_x[k] * b_B[k]
-    b_p = tl.exp2(b_sum * b_A2)
-    b_enters, b_leaves = scan_lanes(b_p, b_e, b_h)
-    b_s = b_enters
-    b_states = ()
-    for k in tl.static_range(K):
-        b_s = b_a[k] * b_s + b_x[k] * b_B[k]
-        b_states = b_states + (b_s,)
-    return b_a, b_states, b_p, b_enters, b_leaves
+STRIDES = [f"s_{x}{i}" for x in ("grad", "u", "delta", "z", "add", "value", "B", "C", "P") for i in range(3)]
+SIZES = ["L", "dim", "rank", "N", "n_segments", "n_groups", "n_blocks", "n_joint"]
+INTEGERS = [*STRIDES, *SIZES, "channels_B", "channels_C", "channels_P"]
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -297,19 +48,21 @@ def scan_state(b_dt, b_sum, b_x, b_B, b_A2, b_h):
 
 @triton.jit(do_not_specialize=INTEGERS)
 def selective_scan_fwd_kernel(
-    u, delta, A2, B, C, D, z, bias, cu_seqlens, out, states, carry,
+    u, delta, dt_proj, A2, B, C, D, z, add, bias, cu_seqlens, out, states, carry,
     s_u0: tl.int64, s_u1: tl.int64, s_delta0: tl.int64, s_delta1: tl.int64, s_z0: tl.int64, s_z1: tl.int64,
+    s_add0: tl.int64, s_add1: tl.int64,
     s_B0: tl.int64, s_B1: tl.int64, s_B2: tl.int64, s_C0: tl.int64, s_C1: tl.int64, s_C2: tl.int64,
-    L: tl.int64, dim, N, n_segments, n_blocks, n_joint, channels_B, channels_C,
+    L: tl.int64, dim, rank, N, n_segments, n_blocks, n_joint, channels_B, channels_C,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, QUADS: tl.constexpr, CONSTANT_B: tl.constexpr,
     CONSTANT_C: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """out (batch, dim, L) and states (tiles, dim, N), one program a (sequence, segment, block of channels).
 
+    With add (batch, dim, L) it is added to y before the gate. states: None where no backward follows.
     carry (sequences, segments, dim, N): the state that enters the segment, afterwards the one that leaves it.
     """
     VARLEN: tl.constexpr = cu_seqlens is not None
-    s_u, s_delta, s_z = (s_u0, s_u1), (s_delta0, s_delta1), (s_z0, s_z1)
+    s_u, s_delta, s_z, s_add = (s_u0, s_u1), (s_delta0, s_delta1), (s_z0, s_z1), (s_add0, s_add1)
     s_B, s_C = (s_B0, s_B1, s_B2), (s_C0, s_C1, s_C2)
     s_L = L // 4 if QUADS else L
     s_out = (dim * s_L, s_L)
@@ -330,11 +83,12 @@ def selective_scan_fwd_kernel(
     for j in range(j_begin, j_end):
         i_tile = n_tiles - 1 - j if REVERSE else j
         at = lanes(i_tile0 + i_tile, begin, end, L, REVERSE)
-        b_delta = load_tile(delta + row(i_b, o_d, s_delta, QUADS), m_d, at, REVERSE, QUADS, VARLEN)
+        b_delta = load_delta(delta, dt_proj, i_b, o_d, m_d, rank, s_delta, at, REVERSE, QUADS, VARLEN)
         b_dt, b_sum = step_sizes(b_delta, b_bias, at, SOFTPLUS, REVERSE, VARLEN)
         b_x = multiply(b_dt, load_tile(p_u, m_d, at, REVERSE, QUADS, VARLEN))
         b_y = same(tl.zeros((LANES, W), tl.float32))
-        p_state = states + ((i_state0 + i_tile) * dim + o_d) * N
+        if states is not None:
+            p_state = states + ((i_state0 + i_tile) * dim + o_d) * N
         for n in range(N):
             p_Bn = p_B + row(0, n, s_B[1:], QUADS and not CONSTANT_B)
             p_Cn = p_C + row(0, n, s_C[1:], QUADS and not CONSTANT_C)
@@ -342,7 +96,8 @@ def selective_scan_fwd_kernel(
             b_C = load_projection(p_Cn, at, CONSTANT_C, REVERSE, QUADS, VARLEN, W)
             b_A2 = tl.load(A2 + o_d * N + n, mask=m_d, other=0.0)
             b_h = tl.load(p_carry + n, mask=m_d, other=0.0)
-            tl.store(p_state + n, b_h, mask=m_d & (o_lane == 0))
+            if states is not None:
+                tl.store(p_state + n, b_h, mask=m_d & (o_lane == 0))
             _, b_states, _, _, b_leaves = scan_state(b_dt, b_sum, b_x, b_B, b_A2, b_h)
             tl.store(p_carry + n, b_leaves, mask=m_d & (o_lane == LANES - 1))
             b_y = multiply_add(b_states, b_C, b_y)
@@ -350,6 +105,8 @@ def selective_scan_fwd_kernel(
             b_D = tl.load(D + o_d, mask=m_d, other=0.0)
             b_u = load_tile(p_u, m_d, at, REVERSE, QUADS, VARLEN)
             b_y = multiply_add(same(b_D), b_u, b_y)
+        if add is not None:
+            b_y = plus(b_y, load_tile(add + row(i_b, o_d, s_add, QUADS), m_d, at, REVERSE, QUADS, VARLEN))
         if z is not None:
             b_y = gate(b_y, load_tile(z + row(i_b, o_d, s_z, QUADS), m_d, at, REVERSE, QUADS, VARLEN))
         store_tile(out + row(i_b, o_d, s_out, QUADS), b_y, m_d, at, REVERSE, QUADS, VARLEN)
@@ -361,9 +118,10 @@ def selective_scan_fwd_kernel(
 
 @triton.jit(do_not_specialize=INTEGERS)
 def selective_scan_segment_kernel(
-    value, z, delta, A2, P, bias, cu_seqlens, ends, sums,
+    value, z, delta, dt_proj, A2, P, bias, cu_seqlens, ends, sums,
     s_value0: tl.int64, s_value1: tl.int64, s_z0: tl.int64, s_z1: tl.int64, s_delta0: tl.int64, s_delta1: tl.int64,
-    s_P0: tl.int64, s_P1: tl.int64, s_P2: tl.int64, L: tl.int64, dim, N, n_segments, n_blocks, n_joint, channels_P,
+    s_P0: tl.int64, s_P1: tl.int64, s_P2: tl.int64, L: tl.int64, dim, rank, N, n_segments, n_blocks, n_joint,
+    channels_P,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, QUADS: tl.constexpr, CONSTANT: tl.constexpr, W: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):  # fmt: skip
@@ -394,7 +152,7 @@ def selective_scan_segment_kernel(
         i_tile = j_begin + j if BACKWARD else j_end - 1 - j
         i_tile = n_tiles - 1 - i_tile if REVERSE else i_tile
         at = lanes(i_tile0 + i_tile, begin, end, L, DOWN)
-        b_delta = load_tile(delta + row(i_b, o_d, s_delta, QUADS), m_d, at, DOWN, QUADS, VARLEN)
+        b_delta = load_delta(delta, dt_proj, i_b, o_d, m_d, rank, s_delta, at, DOWN, QUADS, VARLEN)
         b_dt, b_sum = step_sizes(b_delta, b_bias, at, SOFTPLUS, DOWN, VARLEN)
         b_value = load_tile(value + row(i_b, o_d, s_value, QUADS), m_d, at, DOWN, QUADS, VARLEN)
         if not BACKWARD:
@@ -453,11 +211,12 @@ def selective_scan_carry_kernel(
 
 @triton.jit(do_not_specialize=INTEGERS)
 def selective_scan_bwd_kernel(
-    grad, u, delta, A2, B, C, D, z, bias, cu_seqlens, states, carry, du, ddelta, dA, dB, dC, dD, dz, dbias,
+    grad, u, delta, dt_proj, A2, B, C, D, z, add, bias, cu_seqlens, states, carry,
+    du, ddelta, dA, dB, dC, dD, dz, dbias, y,
     s_grad0: tl.int64, s_grad1: tl.int64, s_u0: tl.int64, s_u1: tl.int64, s_delta0: tl.int64, s_delta1: tl.int64,
-    s_z0: tl.int64, s_z1: tl.int64, s_B0: tl.int64, s_B1: tl.int64, s_B2: tl.int64,
-    s_C0: tl.int64, s_C1: tl.int64, s_C2: tl.int64,
-    L: tl.int64, dim, N, n_segments, n_groups, n_blocks, n_joint, channels_B, channels_C,
+    s_z0: tl.int64, s_z1: tl.int64, s_add0: tl.int64, s_add1: tl.int64,
+    s_B0: tl.int64, s_B1: tl.int64, s_B2: tl.int64, s_C0: tl.int64, s_C1: tl.int64, s_C2: tl.int64,
+    L: tl.int64, dim, rank, N, n_segments, n_groups, n_blocks, n_joint, channels_B, channels_C,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, QUADS: tl.constexpr, CONSTANT_B: tl.constexpr,
     CONSTANT_C: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
@@ -465,10 +224,12 @@ def selective_scan_bwd_kernel(
 
     The program alone adds to its rows of dB and dC, so their sums over channels have a fixed order. du, ddelta, dz
     (batch, dim, L); dA (sequences, segments, dim, N), dD, dbias (sequences, segments, dim): 0 before, parts afterwards.
-    carry (sequences, segments, dim, N): the adjoint that enters the segment from behind.
+    carry (sequences, segments, dim, N): the adjoint that enters the segment from behind. Where y (batch, dim, L) is
+    wanted, it is the output of this scan before add and gate if dz is None, otherwise the one after both.
     """
     VARLEN: tl.constexpr = cu_seqlens is not None
-    s_grad, s_u, s_delta, s_z = (s_grad0, s_grad1), (s_u0, s_u1), (s_delta0, s_delta1), (s_z0, s_z1)
+    s_grad, s_u, s_delta = (s_grad0, s_grad1), (s_u0, s_u1), (s_delta0, s_delta1)
+    s_z, s_add = (s_z0, s_z1), (s_add0, s_add1)
     s_B, s_C = (s_B0, s_B1, s_B2), (s_C0, s_C1, s_C2)
     s_L = L // 4 if QUADS else L
     s_out = (dim * s_L, s_L)
@@ -493,7 +254,6 @@ def selective_scan_bwd_kernel(
             p_dC = dC + row(i_b, i_d // channels_C, s_dC, QUADS)
             p_grad = grad + row(i_b, o_d, s_grad, QUADS)
             p_u = u + row(i_b, o_d, s_u, QUADS)
-            p_delta = delta + row(i_b, o_d, s_delta, QUADS)
             o_out = row(i_b, o_d, s_out, QUADS)
             o_part = i_part * dim + o_d
             b_bias = 0.0
@@ -502,7 +262,7 @@ def selective_scan_bwd_kernel(
             b_D = 0.0
             if D is not None:
                 b_D = tl.load(D + o_d, mask=m_d, other=0.0)
-            b_delta = load_tile(p_delta, m_d, at, REVERSE, QUADS, VARLEN)
+            b_delta = load_delta(delta, dt_proj, i_b, o_d, m_d, rank, s_delta, at, REVERSE, QUADS, VARLEN)
             b_dt, b_sum = step_sizes(b_delta, b_bias, at, SOFTPLUS, REVERSE, VARLEN)
             b_x = multiply(b_dt, load_tile(p_u, m_d, at, REVERSE, QUADS, VARLEN))
             b_dy = load_tile(p_grad, m_d, at, REVERSE, QUADS, VARLEN)
@@ -558,7 +318,7 @@ def selective_scan_bwd_kernel(
                 add_channels(p_dCn, b_dC, i_d % channels_C == 0, at, REVERSE, VARLEN, W)
 
             b_u = load_tile(p_u, m_d, at, REVERSE, QUADS, VARLEN)
-            b_delta = load_tile(p_delta, m_d, at, REVERSE, QUADS, VARLEN)
+            b_delta = load_delta(delta, dt_proj, i_b, o_d, m_d, rank, s_delta, at, REVERSE, QUADS, VARLEN)
             b_dD = tl.zeros((LANES, W), tl.float32)
             b_dbias = tl.zeros((LANES, W), tl.float32)
             b_du = ()
@@ -578,11 +338,18 @@ def selective_scan_bwd_kernel(
             if bias is not None:
                 add_lanes(dbias + o_part, b_dbias, m_d)
             if z is not None:
+                b_y = multiply_add(same(b_D), b_u, b_y)
+            if add is not None:
+                b_y = plus(b_y, load_tile(add + row(i_b, o_d, s_add, QUADS), m_d, at, REVERSE, QUADS, VARLEN))
+            if dz is not None:
                 b_z = load_tile(z + row(i_b, o_d, s_z, QUADS), m_d, at, REVERSE, QUADS, VARLEN)
                 b_grad = load_tile(p_grad, m_d, at, REVERSE, QUADS, VARLEN)
                 b_dz = ()
                 for k in tl.static_range(K):
                     b_k = sigmoid(b_z[k])
-                    b_dz = b_dz + (b_grad[k] * (b_y[k] + b_D * b_u[k]) * b_k * (1 + b_z[k] * (1 - b_k)),)
+                    b_dz = b_dz + (b_grad[k] * b_y[k] * b_k * (1 + b_z[k] * (1 - b_k)),)
                 store_tile(dz + o_out, b_dz, m_d, at, REVERSE, QUADS, VARLEN)
+                b_y = gate(b_y, b_z)
+            if y is not None:
+                store_tile(y + o_out, b_y, m_d, at, REVERSE, QUADS, VARLEN)
             tl.debug_barrier()  # the next block of channels adds to the dB and dC stored here, the next tile to dA

@@ -22,7 +22,9 @@ from seq2exp.kernels.selective_scan import triton as launches
 from seq2exp.kernels.selective_scan import triton_kernels as kernels
 
 TYPES = ("fp32", "bf16", "fp16")
-FLOATS = {"A2", "D", "bias", "states", "carry", "ends", "sums", "dA", "dB", "dC", "dD", "dbias"}  # the rest is stored
+# float32 always; the rest has the storage type
+FLOATS = {"A2", "D", "bias", "dt_proj", "states", "carry", "ends", "sums", "dA", "dB", "dC", "dD", "dbias"}
+MIXER = {"dt_proj", "add", "y"}  # arguments that only a mixer has
 OPTIONS: dict[str, dict[str, bool]] = {
     "all": {},
     "odd reverse": {"quads": False, "reverse": True},
@@ -48,6 +50,24 @@ class Variant:
     signature: dict[str, str]
     constants: dict[str, Any]
     launch: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, kernel: str, dtype: str, options: str, function: Any, floats: set[str], constants: dict[str, Any],
+        absent: set[str], warps: int, registers: int | None,
+    ) -> Variant:  # fmt: skip
+        """floats: arguments of float32 tensors, absent: those that are None, as far as the kernel has them."""
+
+        def kind(parameter: Any) -> str:
+            if parameter.do_not_specialize:
+                return parameter.annotation_type or "i32"
+            name = parameter.name
+            return "*i64" if name == "cu_seqlens" else "*fp32" if name in floats else f"*{dtype}"
+
+        constants = constants | dict.fromkeys(set(function.arg_names) & absent)
+        signature = {p.name: kind(p) for p in function.params if p.name not in constants}
+        launch = {"num_warps": warps} | ({} if registers is None else {"maxnreg": registers})
+        return cls(kernel, dtype, options, function, signature, constants, launch)
 
     @property
     def name(self) -> str:
@@ -86,32 +106,17 @@ def _scan(
     if segment:
         constants["BACKWARD"] = kernel.endswith("bwd")
     absent = set() if packed else {"cu_seqlens"}
+    absent |= MIXER
     absent |= set() if optional else {"D", "z", "bias", "dD", "dz", "dbias"}
     absent |= {"z"} if kernel == "segment fwd" else set()
     registers = launches.BACKWARD_REGISTERS if kernel == "bwd" else launches.FORWARD_REGISTERS
-    return _variant(kernel, dtype, options, function, constants, absent, launches.WARPS, registers)
+    return Variant.of(kernel, dtype, options, function, FLOATS, constants, absent, launches.WARPS, registers)
 
 
 def _carry(backward: bool) -> Variant:
     constants = {"BS": launches.CARRY_SEGMENTS, "BE": launches.CARRY_ELEMENTS, "BACKWARD": backward}
     kernel = "carry bwd" if backward else "carry fwd"
-    return _variant(kernel, "fp32", "all", kernels.selective_scan_carry_kernel, constants, set(), 1, None)
-
-
-def _variant(
-    kernel: str, dtype: str, options: str, function: Any, constants: dict[str, Any], absent: set[str], warps: int,
-    registers: int | None,
-) -> Variant:  # fmt: skip
-    def kind(name: str) -> str:
-        if name in kernels.INTEGERS:
-            return "i64" if name == "L" or name.startswith("s_") else "i32"
-        return "*i64" if name == "cu_seqlens" else "*fp32" if name in FLOATS else f"*{dtype}"
-
-    present = set(function.arg_names) & absent
-    constants = constants | dict.fromkeys(present)
-    signature = {name: kind(name) for name in function.arg_names if name not in constants}
-    launch = {"num_warps": warps} | ({} if registers is None else {"maxnreg": registers})
-    return Variant(kernel, dtype, options, function, signature, constants, launch)
+    return Variant.of(kernel, "fp32", "all", kernels.selective_scan_carry_kernel, FLOATS, constants, set(), 1, None)
 
 
 def tool(name: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree import ElementTree
 
+import interpreted
 import pytest
 import torch
 from scan_problems import GRADS
@@ -25,37 +22,20 @@ INTERPRETED = Path(__file__).with_name("interpreted_selective_scan_triton.py")
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory, request) -> dict[str, list[str]]:
-    """Failures of each interpreted test. A process interprets kernels or compiles them, never both."""
-    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
+def failures(tmp_path_factory, request) -> dict[str, list[str]]:
     marks = "slow" if request.config.option.markexpr == "slow" else "not slow"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(INTERPRETED), "-m", marks, f"--junitxml={report}"],
-        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert report.exists(), run.stdout[-5000:] + run.stderr[-5000:]
-    found: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failures = found.setdefault(case.attrib["name"].partition("[")[0], [])
-        failures += [f"{case.attrib['name']}\n{x.text}" for x in (*case.iter("failure"), *case.iter("error"))]
-    return found
+    return interpreted.failures(INTERPRETED, marks, tmp_path_factory.mktemp("interpreted") / "report.xml")
 
 
-def interpreted_tests(slow: bool) -> list[str]:
-    """Their names, from the text: the file itself cannot be imported here."""
-    marked = re.findall(r"((?:^@pytest.*\n(?:[ )].*\n)*)*)^def (test_\w+)", INTERPRETED.read_text(), re.MULTILINE)
-    return [name for decorators, name in marked if ("pytest.mark.slow" in decorators) == slow]
-
-
-@pytest.mark.parametrize("name", interpreted_tests(slow=False))
-def test_in_the_interpreter(interpreted, name):
-    assert not interpreted[name], "\n\n".join(interpreted[name])
+@pytest.mark.parametrize("name", interpreted.names(INTERPRETED, slow=False))
+def test_in_the_interpreter(failures, name):
+    assert not failures[name], "\n\n".join(failures[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", interpreted_tests(slow=True))
-def test_in_the_interpreter_at_length(interpreted, name):
-    assert not interpreted[name], "\n\n".join(interpreted[name])
+@pytest.mark.parametrize("name", interpreted.names(INTERPRETED, slow=True))
+def test_in_the_interpreter_at_length(failures, name):
+    assert not failures[name], "\n\n".join(failures[name])
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
