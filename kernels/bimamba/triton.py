@@ -61,7 +61,9 @@ def convolve_backward(
     inputs = _Convolution(adjacent(x), fwd, rev, cu_seqlens)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = [
-        None if t is None else t.new_empty(inputs.programs, *t.shape) for taps in (fwd, rev) for t in taps or (None,) * 2
+        None if t is None else t.new_empty(inputs.programs, *t.shape)
+        for taps in (fwd, rev)
+        for t in taps or (None,) * 2
     ]
     grads = [adjacent(grad_fwd), adjacent(grad_rev)]
     inputs.launch(kernels.bimamba_conv_bwd_kernel, grads, [dx, *parts], BACKWARD_REGISTERS)
@@ -103,7 +105,9 @@ class _Convolution:
 
     def launch(self, kernel: Any, grads: list[Tensor | None], results: list[Tensor | None], registers: int) -> None:
         quads = self.x.shape[2] % 4 == 0 and all(in_quads(t) for t in (self.x, *grads) if t is not None)
-        strides = [step // (4 if quads else 1) for t in (self.x, *grads) for step in ((0, 0) if t is None else steps(t))]
+        strides = [
+            step // (4 if quads else 1) for t in (self.x, *grads) for step in ((0, 0) if t is None else steps(t))
+        ]
         taps = [*(self.fwd or (None, None)), *(self.rev or (None, None))]
         widths = [0 if weight is None else weight.shape[1] for weight in taps[::2]]
         with device_of(self.x):

@@ -178,7 +178,7 @@ def bimamba_conv_bwd_kernel(
     s_grad_rev1: tl.int64, L: tl.int64, dim, n_sequences, n_tiles: tl.int64, per_program, n_blocks,
     WIDTH_FWD: tl.constexpr, WIDTH_REV: tl.constexpr, QUADS: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """dx (batch, dim, L) and a part of the weights' gradients, dweight (programs, dim, width), dbias (programs, dim)."""
+    """dx (batch, dim, L) and a part of the gradients of weights (programs, dim, width) and biases (programs, dim)."""
     VARLEN: tl.constexpr = cu_seqlens is not None
     s_L = L // 4 if QUADS else L
     i_program = (tl.program_id(0) // n_blocks).to(tl.int64)

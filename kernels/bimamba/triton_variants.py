@@ -1,4 +1,4 @@
-"""Variants of the mixer's Triton kernels, compiled ahead of time where no GPU is; see `selective_scan/triton_variants`."""
+"""Variants of the mixer's Triton kernels, compiled ahead of time; see `selective_scan/triton_variants.py`."""
 
 from __future__ import annotations
 
