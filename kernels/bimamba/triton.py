@@ -61,7 +61,7 @@ def convolve_backward(
     inputs = _Convolution(adjacent(x), fwd, rev, cu_seqlens)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = [
-        None if t is None else t.new_empty(inputs.programs, *t.shape)
+        None if t is None else t.new_empty(x.shape[0] * inputs.parts, *t.shape)
         for taps in (fwd, rev)
         for t in taps or (None,) * 2
     ]
@@ -86,22 +86,22 @@ class _Convolution:
 
     @property
     def tiles(self) -> int:
-        """Pairs of a sequence and a tile: at most one more for each sequence than there are tiles."""
-        return self.x.shape[0] * cdiv(self.x.shape[2], launches.CHUNK) + self.sequences
+        """Of a row; of packed sequences the pairs of a sequence and a tile, at most one more for each than tiles."""
+        return cdiv(self.x.shape[2], launches.CHUNK) + self.sequences
 
     @property
     def blocks(self) -> int:
         return cdiv(self.x.shape[1], WARPS)
 
     @property
-    def per_program(self) -> int:
+    def per_part(self) -> int:
         """Tiles that a program takes."""
-        return max(1, min(self.tiles * self.blocks // PROGRAMS, MOST_TILES))
+        return max(1, min(self.x.shape[0] * self.tiles * self.blocks // PROGRAMS, MOST_TILES))
 
     @property
-    def programs(self) -> int:
-        """Of a block of channels."""
-        return cdiv(self.tiles, self.per_program)
+    def parts(self) -> int:
+        """Programs that share a row of channels."""
+        return cdiv(self.tiles, self.per_part)
 
     def launch(self, kernel: Any, grads: list[Tensor | None], results: list[Tensor | None], registers: int) -> None:
         quads = self.x.shape[2] % 4 == 0 and all(in_quads(t) for t in (self.x, *grads) if t is not None)
@@ -111,9 +111,10 @@ class _Convolution:
         taps = [*(self.fwd or (None, None)), *(self.rev or (None, None))]
         widths = [0 if weight is None else weight.shape[1] for weight in taps[::2]]
         with device_of(self.x):
-            kernel[(self.programs * self.blocks,)](
+            kernel[(self.x.shape[0] * self.parts * self.blocks,)](
                 self.x, *grads, *taps, self.cu_seqlens, *results, *strides,
-                self.x.shape[2], self.x.shape[1], self.sequences, self.tiles, self.per_program, self.blocks,
+                self.x.shape[2], self.x.shape[1], self.sequences, self.tiles, self.parts, self.per_part,
+                self.blocks,
                 WIDTH_FWD=widths[0], WIDTH_REV=widths[1], QUADS=quads, W=WARPS, num_warps=WARPS, maxnreg=registers,
             )  # fmt: skip
 

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from seq2exp.kernels.selective_scan.triton_tiles import (
     LANES,
+    LOG2E,
     TILE,
     K,
     bounds,
@@ -25,7 +26,7 @@ from seq2exp.kernels.selective_scan.triton_tiles import (
 
 INTEGERS = [
     *(f"s_{x}{i}" for x in ("x", "grad_fwd", "grad_rev") for i in range(2)),
-    *("L", "dim", "n_sequences", "n_tiles", "per_program", "n_blocks"),
+    *("L", "dim", "n_sequences", "n_tiles", "n_parts", "per_part", "n_blocks"),
 ]
 
 
@@ -33,14 +34,21 @@ INTEGERS = [
 
 
 @triton.jit
+def part(n_blocks, n_parts, per_part, n_tiles):
+    """Block of channels, batch row, number of the part, range of the tiles of a program."""
+    i_part = tl.program_id(0) // n_blocks
+    i = i_part % n_parts * per_part
+    return tl.program_id(0) % n_blocks, i_part // n_parts, i_part, i, tl.minimum(i + per_part, n_tiles)
+
+
+@triton.jit
 def tile(cu_seqlens, i, n_sequences, L):
-    """Batch row, tile within it, begin and end of the sequence of the i-th pair of a sequence and a tile.
+    """The i-th tile of a row, begin and end of the sequence: the i-th pair of a sequence and a tile.
 
     Sequence s has the pairs from begin // TILE + s on; where one ends with a tile, a pair without positions follows.
     """
     if cu_seqlens is None:
-        n_tiles = tl.cdiv(L, TILE)
-        return i // n_tiles, i % n_tiles, i * 0, i * 0 + L
+        return i, 0, L
     else:
         i_seq = i * 0
         i_stop = i_seq + n_sequences
@@ -49,7 +57,8 @@ def tile(cu_seqlens, i, n_sequences, L):
             is_at_or_after = tl.load(cu_seqlens + i_mid) // TILE + i_mid <= i
             i_seq = tl.where(is_at_or_after, i_mid, i_seq)
             i_stop = tl.where(is_at_or_after, i_stop, i_mid)
-        return i * 0, i - i_seq, tl.load(cu_seqlens + i_seq), tl.load(cu_seqlens + i_seq + 1)
+        begin = tl.load(cu_seqlens + i_seq).to(tl.int32)
+        return i - i_seq, begin, tl.load(cu_seqlens + i_seq + 1).to(tl.int32)
 
 
 @triton.jit
@@ -106,7 +115,7 @@ def convolution(b_x, b_taps, REVERSE: tl.constexpr, WIDTH: tl.constexpr):
     b = ()
     for k in tl.static_range(K):
         b_pre = before_silu(b_x, b_taps, K + k, REVERSE, WIDTH)
-        b = b + (b_pre * sigmoid(b_pre),)
+        b = b + (b_pre / (1 + tl.exp2(b_pre * -LOG2E)),)
     return b
 
 
@@ -143,25 +152,25 @@ def convolution_gradients(b_dx, b_sums, b_x, b_grad, b_taps, REVERSE: tl.constex
 @triton.jit(do_not_specialize=INTEGERS)
 def bimamba_conv_fwd_kernel(
     x, weight_fwd, bias_fwd, weight_rev, bias_rev, cu_seqlens, out_fwd, out_rev, s_x0: tl.int64, s_x1: tl.int64,
-    L: tl.int64, dim, n_sequences, n_tiles: tl.int64, per_program, n_blocks, WIDTH_FWD: tl.constexpr,
-    WIDTH_REV: tl.constexpr, QUADS: tl.constexpr, W: tl.constexpr,
+    L, dim, n_sequences, n_tiles, n_parts, per_part, n_blocks,
+    WIDTH_FWD: tl.constexpr, WIDTH_REV: tl.constexpr, QUADS: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """out_fwd, out_rev (batch, dim, L), one program W channels of per_program tiles. An absent direction is None."""
+    """out_fwd, out_rev (batch, dim, L), one program W channels of per_part tiles. An absent direction is None."""
     VARLEN: tl.constexpr = cu_seqlens is not None
-    s_L = L // 4 if QUADS else L
-    s_out = (dim * s_L, s_L)
-    i_program = (tl.program_id(0) // n_blocks).to(tl.int64)
-    _, o_d, m_d = channels(tl.program_id(0) % n_blocks, n_blocks, 1, dim, W)
+    s_L = (L // 4 if QUADS else L).to(tl.int64)
+    i_block, i_b, _, i_begin, i_end = part(n_blocks, n_parts, per_part, n_tiles)
+    _, o_d, m_d = channels(i_block, n_blocks, 1, dim, W)
+    p_x = x + row(i_b, o_d, (s_x0, s_x1), QUADS)
+    o_out = row(i_b, o_d, (dim * s_L, s_L), QUADS)
     if weight_fwd is not None:
         b_taps_fwd = load_taps(weight_fwd, bias_fwd, o_d, m_d, WIDTH_FWD)
     if weight_rev is not None:
         b_taps_rev = load_taps(weight_rev, bias_rev, o_d, m_d, WIDTH_REV)
 
-    for i in range(i_program * per_program, tl.minimum((i_program + 1) * per_program, n_tiles)):
-        i_b, i_tile, begin, end = tile(cu_seqlens, i, n_sequences, L)
+    for i in range(i_begin, i_end):
+        i_tile, begin, end = tile(cu_seqlens, i, n_sequences, L)
         at = place(i_tile, begin, end, L, 0)
-        o_out = row(i_b, o_d, s_out, QUADS)
-        b_x = load_window(x + row(i_b, o_d, (s_x0, s_x1), QUADS), m_d, i_tile, begin, end, L, QUADS, VARLEN)
+        b_x = load_window(p_x, m_d, i_tile, begin, end, L, QUADS, VARLEN)
         if weight_fwd is not None:
             b_out = convolution(b_x, b_taps_fwd, False, WIDTH_FWD)
             store_tile(out_fwd + o_out, b_out, m_d, at, False, QUADS, VARLEN)
@@ -175,38 +184,40 @@ def bimamba_conv_bwd_kernel(
     x, grad_fwd, grad_rev, weight_fwd, bias_fwd, weight_rev, bias_rev, cu_seqlens,
     dx, dweight_fwd, dbias_fwd, dweight_rev, dbias_rev,
     s_x0: tl.int64, s_x1: tl.int64, s_grad_fwd0: tl.int64, s_grad_fwd1: tl.int64, s_grad_rev0: tl.int64,
-    s_grad_rev1: tl.int64, L: tl.int64, dim, n_sequences, n_tiles: tl.int64, per_program, n_blocks,
+    s_grad_rev1: tl.int64, L, dim, n_sequences, n_tiles, n_parts, per_part, n_blocks,
     WIDTH_FWD: tl.constexpr, WIDTH_REV: tl.constexpr, QUADS: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """dx (batch, dim, L) and a part of the gradients of weights (programs, dim, width) and biases (programs, dim)."""
+    """dx (batch, dim, L) and a part of the gradients of weights (parts, dim, width) and biases (parts, dim)."""
     VARLEN: tl.constexpr = cu_seqlens is not None
-    s_L = L // 4 if QUADS else L
-    i_program = (tl.program_id(0) // n_blocks).to(tl.int64)
-    _, o_d, m_d = channels(tl.program_id(0) % n_blocks, n_blocks, 1, dim, W)
+    s_L = (L // 4 if QUADS else L).to(tl.int64)
+    i_block, i_b, i_part, i_begin, i_end = part(n_blocks, n_parts, per_part, n_tiles)
+    _, o_d, m_d = channels(i_block, n_blocks, 1, dim, W)
+    p_x = x + row(i_b, o_d, (s_x0, s_x1), QUADS)
+    p_dx = dx + row(i_b, o_d, (dim * s_L, s_L), QUADS)
     b_zero = tl.zeros((LANES, W), tl.float32)
     if weight_fwd is not None:
         b_taps_fwd = load_taps(weight_fwd, bias_fwd, o_d, m_d, WIDTH_FWD)
         b_sums_fwd = (b_zero, b_zero, b_zero, b_zero, b_zero)[: WIDTH_FWD + 1]
+        p_grad_fwd = grad_fwd + row(i_b, o_d, (s_grad_fwd0, s_grad_fwd1), QUADS)
     if weight_rev is not None:
         b_taps_rev = load_taps(weight_rev, bias_rev, o_d, m_d, WIDTH_REV)
         b_sums_rev = (b_zero, b_zero, b_zero, b_zero, b_zero)[: WIDTH_REV + 1]
+        p_grad_rev = grad_rev + row(i_b, o_d, (s_grad_rev0, s_grad_rev1), QUADS)
 
-    for i in range(i_program * per_program, tl.minimum((i_program + 1) * per_program, n_tiles)):
-        i_b, i_tile, begin, end = tile(cu_seqlens, i, n_sequences, L)
+    for i in range(i_begin, i_end):
+        i_tile, begin, end = tile(cu_seqlens, i, n_sequences, L)
         at = place(i_tile, begin, end, L, 0)
-        b_x = load_window(x + row(i_b, o_d, (s_x0, s_x1), QUADS), m_d, i_tile, begin, end, L, QUADS, VARLEN)
+        b_x = load_window(p_x, m_d, i_tile, begin, end, L, QUADS, VARLEN)
         b_dx = same(b_zero)
         if weight_fwd is not None:
-            p_grad = grad_fwd + row(i_b, o_d, (s_grad_fwd0, s_grad_fwd1), QUADS)
-            b_grad = load_window(p_grad, m_d, i_tile, begin, end, L, QUADS, VARLEN)
+            b_grad = load_window(p_grad_fwd, m_d, i_tile, begin, end, L, QUADS, VARLEN)
             b_dx, b_sums_fwd = convolution_gradients(b_dx, b_sums_fwd, b_x, b_grad, b_taps_fwd, False, WIDTH_FWD)
         if weight_rev is not None:
-            p_grad = grad_rev + row(i_b, o_d, (s_grad_rev0, s_grad_rev1), QUADS)
-            b_grad = load_window(p_grad, m_d, i_tile, begin, end, L, QUADS, VARLEN)
+            b_grad = load_window(p_grad_rev, m_d, i_tile, begin, end, L, QUADS, VARLEN)
             b_dx, b_sums_rev = convolution_gradients(b_dx, b_sums_rev, b_x, b_grad, b_taps_rev, True, WIDTH_REV)
-        store_tile(dx + row(i_b, o_d, (dim * s_L, s_L), QUADS), b_dx, m_d, at, False, QUADS, VARLEN)
+        store_tile(p_dx, b_dx, m_d, at, False, QUADS, VARLEN)
 
-    o_part = i_program * dim
+    o_part = i_part.to(tl.int64) * dim
     if weight_fwd is not None:
         p_dweight = dweight_fwd + o_part * WIDTH_FWD
         store_sums(p_dweight, dbias_fwd + o_part, b_sums_fwd, o_d, m_d, WIDTH_FWD)
