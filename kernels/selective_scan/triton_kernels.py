@@ -33,6 +33,7 @@ from seq2exp.kernels.selective_scan.triton_tiles import (
     segment,
     sequence,
     sigmoid,
+    softplus_slope,
     step_sizes,
     store_tile,
 )
@@ -318,7 +319,8 @@ def selective_scan_bwd_kernel(
                 add_channels(p_dCn, b_dC, i_d % channels_C == 0, at, REVERSE, VARLEN, W)
 
             b_u = load_tile(p_u, m_d, at, REVERSE, QUADS, VARLEN)
-            b_delta = load_delta(delta, dt_proj, i_b, o_d, m_d, rank, s_delta, at, REVERSE, QUADS, VARLEN)
+            if dt_proj is None:
+                b_delta = load_tile(delta + row(i_b, o_d, s_delta, QUADS), m_d, at, REVERSE, QUADS, VARLEN)
             b_dD = tl.zeros((LANES, W), tl.float32)
             b_dbias = tl.zeros((LANES, W), tl.float32)
             b_du = ()
@@ -326,8 +328,10 @@ def selective_scan_bwd_kernel(
             for k in tl.static_range(K):
                 b_du = b_du + (b_dt[k] * b_dx[k] + b_D * b_dy[k],)
                 b_k = LN2 * b_ddt[k] + b_u[k] * b_dx[k]
-                if SOFTPLUS:
+                if SOFTPLUS and dt_proj is None:
                     b_k = b_k * sigmoid(b_delta[k] + b_bias)
+                elif SOFTPLUS:  # delta would have to be formed once more
+                    b_k = b_k * softplus_slope(b_dt[k])
                 b_ddelta = b_ddelta + (b_k,)
                 b_dbias += b_k
                 b_dD += b_dy[k] * b_u[k]
