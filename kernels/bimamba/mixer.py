@@ -182,7 +182,7 @@ def _contract(m: ModuleType, g: DirectionGrads, d: Direction, w: ScanWeights) ->
     grad_projected = torch.cat([grad_low, g.B, g.C], 1)
     grads = ScanWeights(
         conv_weight=w.conv_weight, conv_bias=w.conv_bias,  # replaced by _with_taps
-        x_proj=_outer(m, grad_projected, d.u), dt_proj=_outer(m, g.delta, d.low).to(w.dt_proj.dtype),
+        x_proj=_outer(m, grad_projected, d.u), dt_proj=_outer(m, d.low, g.delta).t().to(w.dt_proj.dtype),
         dt_bias=g.dt_bias, A_log=g.A * d.A, D=g.D,
     )  # fmt: skip
     return _project(m, w.x_proj.t(), grad_projected, onto=g.u), grads

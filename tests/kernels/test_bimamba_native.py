@@ -153,6 +153,26 @@ def test_scan_nan_stays_in_its_row(isa):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+def test_nothing_crosses_a_boundary(isa, reverse):
+    """Two sequences are NaN from end to end; those around and between them do not notice."""
+    d = direction(batch=1, dim=32, length=300, cu_seqlens=[0, 60, 64, 250, 257, 300], reverse=reverse)
+    poison = torch.zeros(300, dtype=torch.bool)
+    poison[60:64] = poison[250:257] = True
+    d.u[..., poison] = torch.nan
+    out, states = native.scan(d)
+    assert out[..., ~poison].isfinite().all() and out[..., poison].isnan().all()
+    grads = native.scan_backward(torch.ones_like(d.u), d, states, True)
+    for x in (grads.u, grads.delta, grads.y, grads.z, grads.B, grads.C):
+        assert x[..., ~poison].isfinite().all()
+
+    fwd, rev = taps(32, 4), taps(32, 4, seed=1)
+    for c in native.convolve(d.u, fwd, rev, d.cu_seqlens):
+        assert c[..., ~poison].isfinite().all() and c[..., poison].isnan().all()
+    dx = native.convolve_backward(d.u, d.z, d.z, fwd, rev, d.cu_seqlens).x
+    assert dx[..., ~poison].isfinite().all() and dx[..., poison].isnan().all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_scan_offsets_past_two_to_the_31(isa, dim, reverse):
     d = direction(batch=2, dim=3, state=2, length=130, dtype=torch.bfloat16, reverse=reverse)
