@@ -83,6 +83,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     h, weights, ctx.multiply, cu_seqlens, ctx.backend, _ = inputs
     _, states_fwd, states_rev = output
     ctx.mark_non_differentiable(states_fwd, states_rev)
+    ctx.set_materialize_grads(False)  # those of the states would be zeros as large as the states
     ctx.save_for_backward(h, cu_seqlens, states_fwd, states_rev, *weights)
 
 

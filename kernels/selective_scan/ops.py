@@ -75,6 +75,7 @@ def _setup_context(ctx, inputs, output) -> None:
     u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, ctx.reverse, cu_seqlens, ctx.backend = inputs
     _, last_state, states = output
     ctx.mark_non_differentiable(last_state, states)
+    ctx.set_materialize_grads(False)  # those of the states would be zeros as large as the states
     ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, states)
 
 
