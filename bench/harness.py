@@ -118,12 +118,13 @@ def peak_memory(work: Callable[[], object]) -> int | None:
     except (OSError, AttributeError):
         work()
         return None
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     work()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, resident("VmHWM") - before)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of this process: now ("VmRSS"), or the most since the mark was reset ("VmHWM")."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
