@@ -15,7 +15,10 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-LINKED = {"kernels": ROOT / "kernels", "backbone.py": ROOT / "seq2exp" / "backbone.py"}
+LINKED = {
+    "kernels": ROOT / "kernels", "backbone.py": ROOT / "seq2exp" / "backbone.py",
+    "errors.py": ROOT / "seq2exp" / "errors.py",
+}  # fmt: skip
 
 
 def make_tree(folder: Path) -> Path:

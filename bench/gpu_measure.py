@@ -1,8 +1,8 @@
-"""Measures the scan on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
+"""Measures the scan and the bidirectional layer on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
 
 GATE is a JSON file, backend -> direction -> None or the reason why it gets no figure. PEERS is where
-bench/peers.py leaves mamba_ssm. Each case is a record of JOURNAL; after a crash the same command goes on behind it.
-Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
+bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a crash the same command
+goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
 """
 
 from __future__ import annotations
@@ -21,16 +21,23 @@ from typing import NamedTuple
 
 import torch
 from gpu_jobs import append, read
+from layer_load import COMPOSED, Form, LayerInputs, LayerLoad, on_backend, published_form
+from published_layer import fast_mamba
 from workload import Inputs, Scan, Workload, backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CRASHES = 2  # that many, and an implementation is no longer tried
-Plan = list[tuple[Workload, tuple[str, ...]]]
+Load = Workload | LayerLoad
+Plan = list[tuple[Load, tuple[str, ...]]]
 
 
 def plan() -> Plan:
     """Cases and who takes part, the most important first."""
-    ours, all_three = ("cuda", "triton"), ("cuda", "triton", "mamba")
+    ours, all_three, everybody = (
+        ("cuda", "triton"),
+        ("cuda", "triton", "mamba"),
+        ("cuda", "triton", "mamba", "composed"),
+    )
 
     def both(*shapes: tuple[int, int], who: tuple[str, ...], dtype: str = "bfloat16", **options: bool) -> Plan:
         return [
@@ -38,14 +45,29 @@ def plan() -> Plan:
             for batch, length in shapes for direction in ("forward", "backward")
         ]  # fmt: skip
 
+    def layers(
+        shape: str, *sizes: tuple[int, int], who: tuple[str, ...] = everybody, direction: str = "both",
+        dtype: str = "bfloat16",
+    ) -> Plan:  # fmt: skip
+        return [(LayerLoad(shape, direction, *size, dtype=dtype), who) for size in sizes]
+
     return [
         *both((8, 200_704), (8, 200_000), who=all_three),
+        *layers("mixer", (8, 200_704), (8, 200_000)),
+        *layers("layer", (8, 200_000)),
+        *layers("equivariant", (8, 200_000)),
         *both((1, 200_000), who=(*all_three, "reference")),
         *both((8, 200_000), who=all_three, dtype="float32"),
+        *layers("mixer", (8, 200_704), direction="forward"),
+        *layers("mixer", (1, 200_000), (8, 16_384), (32, 65_536), (1, 16_384)),
         *both((8, 65_537), (1, 65_537), (8, 2_048), (1, 200_704), who=all_three),
         *both((1, 2_048), (1, 2_047), who=(*all_three, "reference")),
+        *layers("mixer", (8, 200_000), dtype="float32"),
         *both((1, 1_048_576), who=all_three),
+        *layers("mixer", (1, 65_536), (8, 65_536), (32, 16_384), (1, 200_704), (1, 1_048_576)),
+        *layers("equivariant", (1, 200_000), (1, 16_384), (8, 65_536), (32, 16_384), (1, 1_048_576)),
         *both((8, 1_048_576), who=ours),  # 2^31 elements are beyond mamba-ssm's offsets
+        *layers("mixer", (8, 1_048_576), (32, 200_000), who=ours),
         *both((8, 200_000), who=ours, channels_last=True),
         *both((8, 200_000), who=all_three, gate=False),
         *both((8, 200_000), who=ours, reverse=True),
@@ -55,11 +77,20 @@ def plan() -> Plan:
 
 def rehearsal_plan() -> Plan:
     return [
-        (Workload(direction, batch, length, dim=8, state=4, dtype=dtype), ("cpu", "reference"))
-        for dtype in ("bfloat16", "float32")
-        for batch, length in ((8, 500), (1, 500))
-        for direction in ("forward", "backward")
-    ]
+        *(
+            (Workload(direction, batch, length, dim=8, state=4, dtype=dtype), ("cpu", "reference"))
+            for dtype in ("bfloat16", "float32")
+            for batch, length in ((8, 500), (1, 500))
+            for direction in ("forward", "backward")
+        ),
+        *(
+            (LayerLoad(shape, direction, 2, 300, d_model=16, state=4, dtype=dtype), ("cpu", "composed", "mamba"))
+            for dtype, shape, direction in (
+                ("bfloat16", "mixer", "both"), ("bfloat16", "layer", "both"), ("bfloat16", "equivariant", "both"),
+                ("float32", "mixer", "forward"), ("float32", "equivariant", "forward"),
+            )
+        ),
+    ]  # fmt: skip
 
 
 def copy_bandwidth(size: int) -> float:
@@ -95,16 +126,16 @@ def peak_mb(work: Callable[[], object]) -> float | None:
 
 
 class Prepared(NamedTuple):
-    sets: list[Inputs]
+    sets: list[Inputs] | list[LayerInputs]
     exact: dict[str, torch.Tensor]  # of the first set
 
 
-def prepare(load: Workload) -> Prepared:
+def prepare(load: Load) -> Prepared:
     sets = input_sets(load)
     return Prepared(sets, load.exact(sets[0]))
 
 
-def input_sets(load: Workload) -> list[Inputs]:
+def input_sets(load: Load) -> list[Inputs] | list[LayerInputs]:
     """As many as exceed the L2 cache three times, so that no call finds its inputs there."""
     first = load.inputs(DEVICE)
     if DEVICE == "cpu":
@@ -127,20 +158,21 @@ def alternate(calls: dict[str, list[Callable[[], object]]], seconds: float) -> d
 
 
 def measure(
-    load: Workload, prepared: Prepared, scans: dict[str, Scan], begin: Callable[[str], None] = lambda name: None
+    load: Load, prepared: Prepared, forms: dict[str, Scan | Form], begin: Callable[[str], None] = lambda name: None
 ) -> dict[str, dict]:
-    """Figures of each scan, or why there are none: {"error": ...}. `begin` is told who is about to run first.
+    """Figures of each, or why there are none: {"error": ...}. `begin` is told who is about to run first.
 
     Passes an error on when the GPU answers nothing after it.
     """
     sets, exact = prepared
     figures: dict[str, dict] = {}
     calls: dict[str, list[Callable[[], object]]] = {}
-    for name, scan in scans.items():
+    for name, form in forms.items():
         begin(name)
         try:
-            mine = [load.call(scan, x) for x in sets]
+            mine = [load.call(form, x) for x in sets]
             figures[name] = {"error_rms": load.check(mine[0](), sets[0], exact), "peak_mb": peak_mb(mine[0])}
+            figures[name] |= load.memory(form, sets[0])
             calls[name] = mine
         except Exception as error:  # of whatever kind: the others are still to be measured
             if DEVICE == "cuda":
@@ -151,14 +183,38 @@ def measure(
         middle = statistics.median(times)
         figures[name] |= {
             "ms": round(middle, 4), "ms_min": round(min(times), 4), "ms_max": round(max(times), 4),
-            "calls": len(times), "gb_per_s": round(load.bytes / middle / 1e6, 1),
+            "calls": len(times), "gb_per_s": round(load.traffic(forms[name]) / middle / 1e6, 1),
         }  # fmt: skip
     return figures
 
 
-def mamba(folder: Path) -> Scan:
-    """mamba-ssm's scan, called like ours."""
-    sys.path.insert(0, str(folder))
+def baseline(load: LayerLoad) -> dict:
+    """The composed form and each of its parts alone, ms: the form is an honest one where the parts add up to it."""
+    x = load.inputs(DEVICE)
+    parts = load.parts(x)
+    calls = {str(i): [part.run] for i, part in enumerate(parts)} | {"whole": [load.call(COMPOSED, x)]}
+    for (call,) in calls.values():
+        call()
+    middle = {name: statistics.median(times) for name, times in alternate(calls, 0.1).items()}
+    alone: dict[str, float] = defaultdict(float)
+    for i, part in enumerate(parts):
+        alone[part.name] += middle[str(i)]
+    whole, total = middle["whole"], sum(alone.values())
+    return {
+        "baseline": load.name, "whole_ms": round(whole, 4), "sum_ms": round(total, 4),
+        "parts_over_whole": round(total / whole, 3), "parts_ms": {name: round(ms, 4) for name, ms in alone.items()},
+    }  # fmt: skip
+
+
+class Peers(NamedTuple):
+    """What mamba-ssm offers, or why there is none."""
+
+    scan: Scan | str
+    layer: Form | str
+
+
+def mamba_scan() -> Scan:
+    """Called like ours."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def scan(*arguments: object, reverse: bool) -> torch.Tensor:
@@ -177,58 +233,79 @@ def crashes(records: list[dict]) -> dict[str, set[str]]:
             found[running["running"]].add(running["case"])
         if "running" in record:
             running = record
-        elif "figures" in record:
+        elif "figures" in record or "baseline" in record:
             running = None
     return found
 
 
-def withheld(name: str, load: Workload, gate: dict, peers: Scan | str, crashed: dict[str, set[str]]) -> str | None:
+def implementation(name: str, load: Load, peers: Peers) -> Scan | Form | str:
+    """What runs under that name, or why nothing does."""
+    if name == "mamba":
+        return peers.layer if isinstance(load, LayerLoad) else peers.scan
+    if isinstance(load, LayerLoad):
+        return COMPOSED if name == "composed" else on_backend(name)
+    return backend(name)
+
+
+def withheld(name: str, load: Load, gate: dict, form: Scan | Form | str, crashed: dict[str, set[str]]) -> str | None:
     """Why that implementation gets no figure in that case."""
     if load.name in crashed["all"] | crashed[name]:
         return "the process ended while this was measured"
     if len(crashed[name]) >= CRASHES:
         return "the process ended in earlier cases while this ran"
-    if name == "mamba":
-        return peers if isinstance(peers, str) else None
-    return gate.get(name, {}).get(load.direction)
+    if isinstance(form, str):
+        return form
+    return gate.get(name, {}).get(load.proof)
 
 
-def run(journal: Path, gate: dict, seconds: float, peers: Scan | str) -> None:
+def run(journal: Path, gate: dict, seconds: float, peers: Peers) -> None:
     deadline = time.monotonic() + seconds
     append(journal, {"start": seconds})
     records = read(journal)
     done, crashed = {r["case"] for r in records if "figures" in r}, crashes(records)
     if not any("copy_gb_per_s" in r for r in records):
         append(journal, {"copy_gb_per_s": round(copy_bandwidth(4_000_000_000 if DEVICE == "cuda" else 4_000_000), 1)})
+    baseline_known = any("baseline" in r for r in records) or "baseline" in crashed["all"]
     for load, names in plan() if DEVICE == "cuda" else rehearsal_plan():
         if load.name in done:
             continue
         late = "no time was left" if time.monotonic() > deadline else None
-        reasons = {name: late or withheld(name, load, gate, peers, crashed) for name in names}
-        scans = {name: peers if name == "mamba" else backend(name) for name, reason in reasons.items() if not reason}
+        forms = {name: implementation(name, load, peers) for name in names}
+        reasons = {name: late or withheld(name, load, gate, form, crashed) for name, form in forms.items()}
+        forms = {name: form for name, form in forms.items() if not reasons[name]}
         figures = {}
-        if scans:
-            figures = measure(load, prepare(load), scans, partial(_note_running, journal, load.name))
+        if forms:
+            begin = partial(_note_running, journal, load.name)
+            begin("all")
+            figures = measure(load, prepare(load), forms, begin)
         figures |= {name: {"withheld": reason} for name, reason in reasons.items() if reason}
         case = {"case": load.name, "load": asdict(load), "elements": load.elements, "bytes": load.bytes}
         append(journal, case | {"figures": figures})
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
+        if isinstance(load, LayerLoad) and load.shape == "mixer" and not baseline_known and not late:
+            _note_running(journal, "baseline", "all")
+            append(journal, baseline(load))
+            baseline_known = True
 
 
 def _note_running(journal: Path, case: str, name: str) -> None:
     append(journal, {"case": case, "running": name})
 
 
-def load_peers(folder: Path) -> Scan | str:
-    """mamba-ssm's scan as bench/peers.py left it, or why there is none."""
+def load_peers(folder: Path) -> Peers:
+    """As bench/peers.py left them."""
     status = folder / "status.json"
-    if status.exists() and (reason := json.loads(status.read_text()).get("mamba_ssm")):
-        return f"not measured: {reason}"
+    failed = json.loads(status.read_text()) if status.exists() else {}
+    if reason := failed.get("mamba_ssm"):
+        return Peers(*(2 * [f"not measured: {reason}"]))
+    sys.path.insert(0, str(folder))
     try:
-        return mamba(folder)
+        scan = mamba_scan()
     except (ImportError, OSError) as error:
-        return f"not measured: mamba-ssm cannot be imported: {error}"
+        return Peers(*(2 * [f"not measured: mamba-ssm cannot be imported: {error}"]))
+    reason = failed.get("causal_conv1d")
+    return Peers(scan, f"not measured: {reason}" if reason else published_form(fast_mamba))
 
 
 if __name__ == "__main__":

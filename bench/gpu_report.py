@@ -6,6 +6,7 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 DIRECTIONS = ("forward", "backward")
@@ -114,14 +115,7 @@ def targets(cases: list[dict], chip: Chip | None, backend: str) -> list[dict]:
     def ms(direction: str, batch: int, length: int, who: str = backend) -> float | None:
         return figures.get(case_name(direction, batch, length), {}).get(who, {}).get("ms")
 
-    def ratio(a: float | None, b: float | None) -> float | None:
-        return a / b if a and b else None
-
-    def line(what: str, figure: float | None, goal: float, least: bool = True) -> dict:
-        met = None if figure is None else (figure >= goal if least else figure <= goal)
-        text = f"{'at least' if least else 'at most'} {goal:g}"
-        return {"backend": backend, "what": what, "goal": text, "figure": figure and round(figure, 3), "met": met}
-
+    line = partial(target, backend)
     lines = []
     for direction, length, goal in (
         ("forward", 200_704, 1.5), ("forward", 200_000, 2.6), ("backward", 200_704, 2.0), ("backward", 200_000, 2.0),
@@ -144,11 +138,82 @@ def targets(cases: list[dict], chip: Chip | None, backend: str) -> list[dict]:
     return lines
 
 
+def ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
+
+
+def target(backend: str, what: str, figure: float | None, goal: float, least: bool = True) -> dict:
+    met = None if figure is None else (figure >= goal if least else figure <= goal)
+    text = f"{'at least' if least else 'at most'} {goal:g}"
+    return {"backend": backend, "what": what, "goal": text, "figure": figure and round(figure, 3), "met": met}
+
+
 def gradients_mb(case: dict) -> float:
     """bytes = 2 x inputs + gradient of the output, and the gradients are as large as the inputs."""
     load = case["load"]
     signal = load["batch"] * load["dim"] * load["length"] * (4 if load["dtype"] == "float32" else 2)
     return (case["bytes"] - signal) / 2 / 1e6
+
+
+def layer_targets(layers: list[dict], backend: str) -> list[dict]:
+    """The layer's goals for batch 8, d 128, bf16, forward and backward."""
+    figures = {c["case"]: c["figures"] for c in layers}
+
+    def figure(what: str, shape: str, length: int, who: str = backend) -> float | None:
+        return figures.get(f"{shape}_both_b8_l{length}_d128_n16_bfloat16", {}).get(who, {}).get(what)
+
+    def against(what: str, shape: str, length: int, who: str) -> float | None:
+        return ratio(figure(what, shape, length, who), figure(what, shape, length))
+
+    lines = [
+        target(
+            backend, f"layer, times as fast as mamba-ssm, L {length:,}", against("ms", "mixer", length, "mamba"), goal
+        )
+        for length, goal in ((200_704, 2.5), (200_000, 3.5))
+    ]
+    for what, words in (("ms", "time"), ("peak_mb", "peak memory")):
+        over = ratio(figure(what, "equivariant", 200_000), figure(what, "layer", 200_000))
+        lines.append(target(backend, f"equivariant over plain layer, {words}", over, 2.1, least=False))
+    for how in ("hooks", "live"):
+        saved = figure(f"{how}_bytes_per_base", "mixer", 200_000)
+        lines.append(target(backend, f"layer, bytes a base saved, {how}", saved, 400, least=False))
+    peak = against("peak_mb", "mixer", 200_000, "mamba")
+    return [*lines, target(backend, "layer, mamba-ssm's peak memory over ours", peak, 2)]
+
+
+def baseline_target(baseline: dict | None) -> dict:
+    """The composed form's parts alone take its time: nothing in it is hidden."""
+    return target("composed", "sum of parts over the whole", baseline and baseline["parts_over_whole"], 0.9)
+
+
+def layer_lines(layers: list[dict], ours: tuple[str, ...]) -> list[str]:
+    """A line a case: of everybody ms, bytes a base saved, GB/s and peak; of ours also times as fast as the others."""
+    others = ("mamba", "composed")
+    head = f"{'case':40}"
+    for name in (*others, *ours):
+        head += f" |{name + ' ms':>12}{'B/base':>8}{'GB/s':>7}{'peak MB':>9}"
+        head += "".join(f"{'x ' + other:>11}" for other in others) if name in ours else ""
+    lines = [head]
+    for case in layers:
+        figures = case["figures"]
+        text = f"{short(case['case']):40}"
+        for name in (*others, *ours):
+            mine = figures.get(name, {})
+            text += f" |{number(mine.get('ms'), 3):>12}{number(mine.get('hooks_bytes_per_base'), 0):>8}"
+            text += f"{number(mine.get('gb_per_s'), 0):>7}{number(mine.get('peak_mb'), 0):>9}"
+            for other in others if name in ours else ():
+                text += f"{number(ratio(figures.get(other, {}).get('ms'), mine.get('ms')), 2):>11}"
+        lines.append(text)
+    return lines + reasons(layers)
+
+
+def baseline_lines(baseline: dict | None) -> list[str]:
+    if baseline is None:
+        return []
+    return [
+        f"{short(baseline['baseline'])}: {baseline['whole_ms']:.3f} ms, its parts alone {baseline['sum_ms']:.3f} ms",
+        *(f"  {name:20}{ms:>10.3f} ms" for name, ms in baseline["parts_ms"].items()),
+    ]
 
 
 def case_lines(cases: list[dict], chip: Chip | None, ours: tuple[str, ...], other: str) -> list[str]:
@@ -200,7 +265,7 @@ def tuning_lines(records: list[dict]) -> list[str]:
 def target_lines(lines: list[dict]) -> list[str]:
     words = {True: "met", False: "MISSED", None: "not measured"}
     return [
-        f"{t['backend']:7}{t['what']:58}{number(t['figure'], 2):>8}  {t['goal']:14}{words[t['met']]}" for t in lines
+        f"{t['backend']:9}{t['what']:58}{number(t['figure'], 2):>8}  {t['goal']:14}{words[t['met']]}" for t in lines
     ]
 
 
@@ -220,6 +285,8 @@ def final(result: dict, chip: Chip | None, ours: tuple[str, ...], other: str) ->
         "steps": steps,
         "tests": test_lines(result["tests"]),
         f"cases{tiny} (ratio: {other} / ours; xfloor: ours / floor)": case_lines(result["cases"], chip, ours, other),
+        f"layers{tiny} (B/base: saved for the backward)": layer_lines(result["layers"], ours),
+        "the published form on our scan, forward and backward": baseline_lines(result["baseline"]),
         "tuning": tuning_lines(result["tuning"]),
         "targets": target_lines(result["targets"]),
     }
@@ -257,7 +324,7 @@ def slug(gpu: str) -> str:
 
 
 def short(case: str) -> str:
-    return case.replace("_d256_n16", "").replace("bfloat16", "bf16").replace("float32", "fp32")
+    return case.replace("_d256_n16", "").replace("_d128_n16", "").replace("bfloat16", "bf16").replace("float32", "fp32")
 
 
 def number(value: float | None, digits: int) -> str:

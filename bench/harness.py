@@ -25,7 +25,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`other` takes `goal` times as long as `ours`, or more."""
+    """`other` takes `goal` times as long as `ours`, or more; with a `unit`, returns `goal` times as many of those."""
 
     name: str
     ours: str
@@ -35,6 +35,7 @@ class Benchmark:
     rounds: int
     prepare: Callable[[], Contest]
     unavailable: Callable[[], str | None]
+    unit: str | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Result:
     """Ratios time(other) / time(ours): of the fastest rounds, and the extremes over single rounds.
 
     The fastest round is the one least disturbed by other programs. No ratio when something stood in the way.
+    With a unit: the ratio of what both returned, `amounts`, ours first.
     """
 
     name: str
@@ -60,9 +62,12 @@ class Result:
     ours: Cost | None = None
     other: Cost | None = None
     traffic: int | None = None
+    amounts: tuple[float, float] | None = None
 
     def met(self, goal: float | None) -> bool:
-        return self.ours is not None and (goal is None or (self.ratio is not None and self.ratio >= goal))
+        if self.ours is None and self.amounts is None:
+            return False
+        return goal is None or (self.ratio is not None and self.ratio >= goal)
 
 
 REGISTRY: dict[str, Benchmark] = {}
@@ -70,12 +75,12 @@ REGISTRY: dict[str, Benchmark] = {}
 
 def benchmark(
     name: str, *, ours: str, other: str, setting: str, goal: float | None = None, rounds: int = 10,
-    unavailable: Callable[[], str | None] = lambda: None,
+    unavailable: Callable[[], str | None] = lambda: None, unit: str | None = None,
 ) -> Callable[[Callable[[], Contest]], Callable[[], Contest]]:  # fmt: skip
     """Registers the decorated function, which prepares the contest."""
 
     def register(prepare: Callable[[], Contest]) -> Callable[[], Contest]:
-        REGISTRY[name] = Benchmark(name, ours, other, setting, goal, rounds, prepare, unavailable)
+        REGISTRY[name] = Benchmark(name, ours, other, setting, goal, rounds, prepare, unavailable, unit)
         return prepare
 
     return register
@@ -90,6 +95,8 @@ def measure(bench: Benchmark) -> Result:
         contest.check()
     except AssertionError as error:
         return Result(bench.name, f"WRONG, no figure: {error}")
+    if bench.unit:
+        return count(bench.name, contest)
     other_peak = peak_memory(contest.other) if contest.other else None
     peak = peak_memory(contest.ours)
     others, ours = [], []
@@ -105,6 +112,13 @@ def measure(bench: Benchmark) -> Result:
         bench.name, "", min(others) / min(ours), min(ratios), max(ratios), cost, Cost(min(others), other_peak),
         contest.traffic,
     )  # fmt: skip
+
+
+def count(name: str, contest: Contest) -> Result:
+    assert contest.other
+    ours, other = float(contest.ours()), float(contest.other())  # type: ignore[arg-type]
+    ratio = other / ours
+    return Result(name, "", ratio, ratio, ratio, amounts=(ours, other))
 
 
 def peak_memory(work: Callable[[], object]) -> int | None:

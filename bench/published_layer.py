@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,29 +129,35 @@ class Part(NamedTuple):
     run: Callable[[], object]
 
 
-def parts(h: Tensor, in_proj: Tensor, out_proj: Tensor, fwd: ScanWeights, rev: ScanWeights) -> list[Part]:
+def parts(
+    h: Tensor, in_proj: Tensor, out_proj: Tensor, fwd: ScanWeights, rev: ScanWeights,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[Part]:  # fmt: skip
     """All steps, and the sums of the gradients of what two steps read."""
     found: list[Part] = []
     uses: Counter[Tensor] = Counter()
 
     def record(step: Callable[..., Any], *inputs: Tensor) -> Any:
         uses.update(inputs)
-        found.append(_part(step, inputs))
+        found.append(_part(step, inputs, autocast))
         return step(*inputs)
 
-    with torch.no_grad():
+    with torch.no_grad(), autocast():
         bimamba(h, in_proj, out_proj, fwd, rev, module=partial(mamba, run=record), run=record)
     sums = [Part("sums of gradients", partial(torch.add, x, x)) for x, n in uses.items() for _ in range(n - 1)]
     return found + sums
 
 
-def _part(step: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Part:
+def _part(
+    step: Callable[..., Any], inputs: tuple[Tensor, ...], autocast: Callable[[], AbstractContextManager]
+) -> Part:  # fmt: skip
     leaves = [x.detach().requires_grad_() for x in inputs]
-    with torch.no_grad():
-        outputs = step(*inputs)
+    outputs = step(*inputs)
     grads = [torch.randn_like(y) for y in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
 
     def run() -> object:
-        return torch.autograd.grad(step(*leaves), leaves, grads)
+        with autocast():
+            outputs = step(*leaves)
+        return torch.autograd.grad(outputs, leaves, grads)
 
     return Part(step.__name__.replace("_", " "), run)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import add_norm  # noqa: F401  (registers its benchmarks)
+import layer  # noqa: F401
 import scan  # noqa: F401
 from harness import REGISTRY, Benchmark, Result, measure
 from rich.console import Console
@@ -47,8 +48,11 @@ def row(bench: Benchmark, result: Result) -> dict:
         figures[f"{side}_peak_mb"] = cost and cost.peak and round(cost.peak / 1e6, 1)
     if result.ours and result.traffic:
         figures["ours_gb_per_s"] = round(result.traffic / result.ours.seconds / 1e9, 2)
+    if result.amounts:
+        figures |= {"ours_amount": round(result.amounts[0], 1), "other_amount": round(result.amounts[1], 1)}
+    unit = {"unit": bench.unit} if bench.unit else {}
     return {
-        "ours": bench.ours, "other": bench.other, "setting": bench.setting, **figures,
+        "ours": bench.ours, "other": bench.other, "setting": bench.setting, **unit, **figures,
         "goal": bench.goal and round(bench.goal, 3), "met": result.met(bench.goal), "note": result.note,
     }  # fmt: skip
 
@@ -67,25 +71,37 @@ def save(rows: dict[str, dict]) -> None:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """Markdown: ratios and goals, then what the sizes take."""
+    """Markdown: ratios of times and goals, what was counted, then what the sizes take."""
     contests = [
         [
             r["ours"], r["other"], r["setting"], r["note"] or f"{r['ratio']:.2f}",
-            "" if r["note"] else f"{r['low']:.2f}-{r['high']:.2f}",
-            "" if r["goal"] is None else f"{r['goal']:g}{'' if r['met'] else ' MISSED'}",
+            "" if r["note"] else f"{r['low']:.2f}-{r['high']:.2f}", goal(r),
         ]
-        for r in rows.values() if r["note"] or "ours_gb_per_s" not in r
+        for r in rows.values() if r["note"] or not ("unit" in r or "ours_gb_per_s" in r)
+    ]  # fmt: skip
+    counts = [
+        [
+            r["ours"], r["other"], r["setting"], r["unit"], number(r["ours_amount"], 0), number(r["other_amount"], 0),
+            f"{r['ratio']:.2f}", goal(r),
+        ]
+        for r in rows.values() if "unit" in r and not r["note"]
     ]  # fmt: skip
     costs = [
         [
             r["setting"], number(r["ours_ms"], 1), number(r["ours_peak_mb"], 0), number(r["ours_gb_per_s"], 2),
-            number(r["other_ms"], 1), number(r["other_peak_mb"], 0), number(r["ratio"], 1),
+            r["other"], number(r["other_ms"], 1), number(r["other_peak_mb"], 0), number(r["ratio"], 1),
         ]
         for r in rows.values() if "ours_gb_per_s" in r
     ]  # fmt: skip
-    titles = ["setting", "ms", "peak MB", "GB/s", "torch ms", "torch peak MB", "torch / ours"]
-    parts = [(["ours", "against", "setting", "other / ours", "range", "goal"], contests), (titles, costs)]
+    contest_titles = ["ours", "against", "setting", "other / ours", "range", "goal"]
+    count_titles = ["ours", "against", "setting", "what", "ours", "other", "other / ours", "goal"]
+    cost_titles = ["setting", "ms", "peak MB", "GB/s", "against", "ms", "peak MB", "other / ours"]
+    parts = [(contest_titles, contests), (count_titles, counts), (cost_titles, costs)]
     return "\n\n".join(markdown(head, body) for head, body in parts if body)
+
+
+def goal(r: dict) -> str:
+    return "" if r["goal"] is None else f"{r['goal']:g}{'' if r['met'] else ' MISSED'}"
 
 
 def number(value: float | None, digits: int) -> str:

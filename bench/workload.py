@@ -92,6 +92,18 @@ class Workload:
         inputs += 2 * self.batch * self.state * self.length * size + 4 * self.dim * (self.state + 2)
         return inputs + signal if self.direction == "forward" else 2 * inputs + signal
 
+    @property
+    def proof(self) -> str:
+        """The tests that must have passed."""
+        return self.direction
+
+    def traffic(self, scan: Scan) -> int:
+        return self.bytes
+
+    def memory(self, scan: Scan, x: Inputs) -> dict[str, float]:
+        """What is kept for a backward: no part of these problems."""
+        return {}
+
     def call(self, scan: Scan, x: Inputs) -> Callable[[], tuple[Tensor, ...]]:
         """What is timed. Forward: () -> (out,). Backward: () -> gradients of the inputs that are there."""
         if self.direction == "forward":

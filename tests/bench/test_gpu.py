@@ -80,8 +80,10 @@ print(json.dumps(gpu_facts.facts()))
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["gpu"] is None and facts["torch"] and facts["cores"] >= 1
     records = read(journal)
-    cases = [r for r in records if "figures" in r]
+    found = [r for r in records if "figures" in r]
+    cases = [r for r in found if "shape" not in r["load"]]
     assert len(cases) == 8 and any("copy_gb_per_s" in r for r in records)
+    check_layers([r for r in found if "shape" in r["load"]], next(r for r in records if "baseline" in r))
     for case in cases:
         ours, other = case["figures"]["cpu"], case["figures"]["reference"]
         assert other["ms"] > 0 and other["gb_per_s"] >= 0 and 0 < other["error_rms"] <= 1e-2
@@ -92,6 +94,23 @@ print(json.dumps(gpu_facts.facts()))
     tuned = [r for r in records if "point" in r]
     assert {r["point"] for r in tuned} > {"default", "portable"} and all("ms" in r for r in tuned)
     assert [r["case"] for r in records if r.get("withheld")] == ["backward_b2_l500_d8_n4_bfloat16"]
+
+
+def check_layers(layers: list[dict], baseline: dict) -> None:
+    assert {(r["load"]["shape"], r["load"]["direction"]) for r in layers} >= {
+        ("mixer", "both"), ("mixer", "forward"), ("layer", "both"), ("equivariant", "both"), ("equivariant", "forward"),
+    }  # fmt: skip
+    for case in layers:
+        ours, other = case["figures"]["cpu"], case["figures"]["composed"]
+        assert other["ms"] > 0 and 0 < other["error_rms"] <= 2e-2
+        assert case["figures"]["mamba"]["withheld"].startswith("not measured: mamba-ssm cannot be imported")
+        if case["load"]["direction"] == "both":
+            assert other["hooks_bytes_per_base"] > 500 and "live_bytes_per_base" in other
+            assert ours == {"withheld": "2 of 3 backward tests failed"}
+        else:
+            assert ours["ms_min"] <= ours["ms"] <= ours["ms_max"]
+    assert baseline["sum_ms"] == pytest.approx(sum(baseline["parts_ms"].values()), rel=1e-3)
+    assert {"scan", "convolution", "flip"} < set(baseline["parts_ms"])
 
 
 def test_gpu_tests_are_collected_and_skipped_by_name(tree, tmp_path):
@@ -187,6 +206,48 @@ def test_targets_and_table():
     assert lines[-1] == "no figure for cuda: AssertionError: off (1 cases, first forward_b8_l200704_bf16)"
 
 
+def layer_case(shape: str, length: int, **figures: dict) -> dict:
+    from layer_load import LayerLoad
+
+    load = LayerLoad(shape, "both", 8, length, dtype="bfloat16")
+    return {"case": load.name, "load": vars(load), "elements": load.elements, "bytes": load.bytes, "figures": figures}
+
+
+def test_layer_targets_and_table():
+    def figure(ms: float, peak: float, saved: float) -> dict:
+        kept = {"hooks_bytes_per_base": saved, "live_bytes_per_base": saved + 30}
+        return {"ms": ms, "peak_mb": peak, "gb_per_s": 1_000.0, **kept}
+
+    layers = [
+        layer_case("mixer", 200_704, cuda=figure(40, 5e3, 384), mamba=figure(90, 1.2e4, 4_160)),
+        layer_case("mixer", 200_000, cuda=figure(40, 5e3, 384), mamba=figure(150, 1.2e4, 4_160)),
+        layer_case("layer", 200_000, cuda=figure(41, 5e3, 500)),
+        layer_case("equivariant", 200_000, cuda=figure(82, 1.2e4, 1_000), mamba={"withheld": "not measured: no nvcc"}),
+    ]
+    targets = report.layer_targets(layers, "cuda")
+    assert [(t["figure"], t["met"]) for t in targets] == [
+        (2.25, False), (3.75, True), (2.0, True), (2.4, False), (384, True), (414, False), (2.4, True),
+    ]  # fmt: skip
+    assert {t["met"] for t in report.layer_targets(layers, "triton")} == {None}
+    lines = report.layer_lines(layers, ("cuda",))
+    assert "mixer_both_b8_l200704_bf16" in lines[1] and "2.25" in lines[1] and "384" in lines[1] and "4160" in lines[1]
+    assert lines[-1] == "no figure for mamba: not measured: no nvcc (1 cases, first equivariant_both_b8_l200000_bf16)"
+
+
+def test_baseline_of_the_layer():
+    baseline = {
+        "baseline": "mixer_both_b8_l200704_d128_n16_bfloat16", "whole_ms": 100.0, "sum_ms": 89.0,
+        "parts_over_whole": 0.89, "parts_ms": {"scan": 80.0, "flip": 9.0},
+    }  # fmt: skip
+    assert report.baseline_target(baseline)["met"] is False and report.baseline_target(None)["met"] is None
+    assert [line.split()[0] for line in report.baseline_lines(baseline)] == [
+        "mixer_both_b8_l200704_bf16:",
+        "scan",
+        "flip",
+    ]
+    assert report.baseline_lines(None) == []
+
+
 def test_verdict_of_the_sanitizer():
     assert report.verdict("========= ERROR SUMMARY: 0 errors\n", "ok") == "passed"
     races = (
@@ -203,8 +264,9 @@ def test_clocks_and_slug():
 
 def test_a_crash_withholds_the_case_and_then_the_implementation(tmp_path):
     from gpu_measure import crashes, withheld
-    from workload import Workload
+    from workload import Workload, backend
 
+    scan = backend("cpu")
     journal = tmp_path / "j"
     first, second, third = (Workload("forward", 1, n) for n in (1, 2, 3))
     for record in (
@@ -215,9 +277,9 @@ def test_a_crash_withholds_the_case_and_then_the_implementation(tmp_path):
     with journal.open("a") as file:
         file.write('{"case": "cut o')
     found = crashes(read(journal))
-    assert withheld("triton", first, {}, "", found) is None
-    assert withheld("cuda", first, {}, "", found) == "the process ended while this was measured"
-    assert withheld("cuda", third, {}, "", found) == "the process ended in earlier cases while this ran"
+    assert withheld("triton", first, {}, scan, found) is None
+    assert withheld("cuda", first, {}, scan, found) == "the process ended while this was measured"
+    assert withheld("cuda", third, {}, scan, found) == "the process ended in earlier cases while this ran"
 
 
 def test_a_job_that_hangs_is_stopped_with_its_children(tmp_path):
