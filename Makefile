@@ -17,8 +17,9 @@ slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
 # No figure for a kernel that fails its tests.
+BENCHED := selective_scan selective_scan_native add_norm bimamba bimamba_native bimamba_op bimamba_block
 bench: $(VENV)/.installed-test
-	$(BIN)/pytest -q -m "not slow and not gpu" tests/kernels/test_selective_scan.py tests/kernels/test_selective_scan_native.py
+	$(BIN)/pytest -q -m "not slow and not gpu" $(BENCHED:%=tests/kernels/test_%.py)
 	$(BIN)/python bench/run.py
 	$(BIN)/pytest -q --benchmark-only --benchmark-max-time=0.3 --benchmark-min-rounds=3 bench/test_*.py
 

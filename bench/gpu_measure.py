@@ -260,6 +260,7 @@ def withheld(name: str, load: Load, gate: dict, form: Scan | Form | str, crashed
 
 def run(journal: Path, gate: dict, seconds: float, peers: Peers) -> None:
     deadline = time.monotonic() + seconds
+    torch.backends.cudnn.allow_tf32 = False  # or float32 convolutions of the composed form would not be float32
     append(journal, {"start": seconds})
     records = read(journal)
     done, crashed = {r["case"] for r in records if "figures" in r}, crashes(records)

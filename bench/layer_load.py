@@ -16,7 +16,6 @@ from torch import Tensor
 
 from seq2exp.backbone import CaduceusBackbone, published_layout
 from seq2exp.kernels import bimamba, set_backend
-from seq2exp.kernels.backend import IMPLEMENTED
 
 # relative RMS; in bfloat16 the published form itself is off by 0.5e-2 and, in the worst of the gradients, 1.2e-2
 LIMITS = {"float32": {"forward": 1e-5, "both": 1e-4}, "bfloat16": {"forward": 1e-2, "both": 2e-2}}
@@ -205,15 +204,11 @@ def mixer_weights(backbone: CaduceusBackbone) -> tuple:
 
 
 def on_backend(backend: str) -> Form:
-    """The op, or the backbone, on that backend. There is no CUDA kernel for norms: those are the Triton ones."""
-    choice = "auto" if backend == "cuda" and "add_norm" not in IMPLEMENTED["cuda"] else backend
+    """The op, or the backbone, on that backend."""
 
     def run(shape: str, backbone: CaduceusBackbone, x: Tensor) -> Tensor:
-        if shape == "mixer":
-            with set_backend(backend):
-                return bimamba(x, *mixer_weights(backbone))
-        with set_backend(choice):
-            return backbone(x)
+        with set_backend(backend):
+            return bimamba(x, *mixer_weights(backbone)) if shape == "mixer" else backbone(x)
 
     return Form(run, published=False)
 
