@@ -108,7 +108,7 @@ def steps(run: Run) -> int:
     gate = report.gate([r for part in records.values() for r in part], OURS if gpu else REHEARSED)
     for (backend, tool), verdict in checks.items():
         if tool == "memcheck" and verdict.startswith("failed"):
-            gate[backend] = dict.fromkeys(report.DIRECTIONS, f"memcheck {verdict}")
+            gate[backend] = dict.fromkeys(report.GATES, f"memcheck {verdict}")
     run.journal("gate").write_text(json.dumps(gate))
     finish_peers(run, gpu, peers)
     measured, clocks = measure(run, gpu)

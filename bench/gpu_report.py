@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward")  # of the scan
+GATES = (*DIRECTIONS, "layer")
+LAYER_TESTS = ("test_bimamba", "test_add_norm")  # files
 BACKWARD_OPERATIONS = 26  # fp32 operations a state element; 5.1 ms for both directions of a layer on an H200
 
 
@@ -57,29 +59,35 @@ def floor_ms(chip: Chip, direction: str, elements: int, traffic: int) -> float:
 
 
 def gate(records: list[dict], backends: tuple[str, ...]) -> dict[str, dict[str, str | None]]:
-    """backend -> direction -> None, or why it gets no figure.
+    """backend -> direction of the scan, or "layer" -> None, or why it gets no figure.
 
-    Every test that names the direction and has run must have passed; one that was collected and never ended counts as
-    failed. The backward needs the forward's tests too. Skipped tests prove nothing, so one at least must have passed.
+    Every test that names the direction, or is in a file of the layer, and has run must have passed; one that was
+    collected and never ended counts as failed. The backward needs the forward's tests too. Skipped tests prove nothing,
+    so one at least must have passed.
     """
     outcomes = {r["test"]: r for r in records if "test" in r}
     collected = {test for r in records for test in r.get("collected", ())}
     found: dict[str, dict[str, str | None]] = {}
     for name in backends:
         found[name] = {}
-        for direction in DIRECTIONS:
-            tests = sorted(t for t in collected | set(outcomes) if backend_of(t) == name and f"_{direction}" in t)
+        for what in GATES:
+            tests = sorted(t for t in collected | set(outcomes) if backend_of(t) == name and proves(t, what))
             passed = [t for t in tests if outcomes.get(t, {}).get("outcome") == "passed"]
             broken = [
                 t for t in tests if outcomes.get(t, {"outcome": "never ended"})["outcome"] not in ("passed", "skipped")
             ]
-            reason = f"{len(broken)} of {len(tests)} {direction} tests failed" if broken else None
+            reason = f"{len(broken)} of {len(tests)} {what} tests failed" if broken else None
             if not passed and not broken:
                 skipped = [outcomes[t]["reason"] for t in tests if t in outcomes]
-                reason = f"no {direction} test ran: {skipped[0] if skipped else 'none was found'}"
-            found[name][direction] = reason
+                reason = f"no {what} test ran: {skipped[0] if skipped else 'none was found'}"
+            found[name][what] = reason
         found[name]["backward"] = found[name]["backward"] or found[name]["forward"]
     return found
+
+
+def proves(test: str, what: str) -> bool:
+    of_layer = any(name in test for name in LAYER_TESTS)
+    return of_layer if what == "layer" else not of_layer and f"_{what}" in test
 
 
 def backend_of(test: str) -> str | None:

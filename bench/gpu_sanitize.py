@@ -6,7 +6,10 @@ import importlib
 import sys
 
 import torch
+from layer_load import LayerLoad
 from scan_problems import arguments, problem
+
+from seq2exp.kernels import set_backend
 
 PROBLEMS = (
     {"length": 37},
@@ -14,6 +17,10 @@ PROBLEMS = (
     {"length": 300, "reverse": True, "state": 17, "gate": False, "skip": False, "bias": False},
     {"batch": 1, "length": 300, "cu_seqlens": [0, 0, 1, 130, 300], "dtype": torch.float16},
     {"batch": 1, "dim": 8, "length": 5_000, "state": 4},
+)
+LAYERS = (
+    (LayerLoad("layer", "both", 2, 700, d_model=32, dtype="bfloat16"), None),
+    (LayerLoad("layer", "both", 1, 300, d_model=16), [0, 0, 1, 130, 300]),
 )
 
 
@@ -26,7 +33,14 @@ def main(backend: str) -> None:
         module.backward(torch.ones_like(out), *args, states)
         if device == "cuda":
             torch.cuda.synchronize()
-    print(f"{len(PROBLEMS)} problems, forward and backward")
+    for load, cu_seqlens in LAYERS:
+        x = load.inputs(device)
+        offsets = None if cu_seqlens is None else torch.tensor(cu_seqlens, device=device)
+        with set_backend(backend):
+            x.backbone(x.x.requires_grad_(), cu_seqlens=offsets).backward(x.grad)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    print(f"{len(PROBLEMS)} problems and {len(LAYERS)} layers, forward and backward")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class LayerLoad:
     @property
     def proof(self) -> str:
         """The tests that must have passed."""
-        return "forward" if self.direction == "forward" else "backward"
+        return "layer"
 
     def inputs(self, device: str, seed: int = 0) -> LayerInputs:
         dtype = getattr(torch, self.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import harness
 import layer_cost
@@ -13,12 +15,14 @@ import torch
 from gpu_measure import measure, prepare
 from harness import Benchmark, Contest
 from layer_cost import Widths
-from layer_load import COMPOSED, Form, LayerLoad, on_backend
+from layer_load import COMPOSED, Form, LayerLoad, on_backend, published_form
 from mixer_layers import converted, layer, leaves
 
+from seq2exp.kernels import selective_scan
 from seq2exp.kernels.bimamba import reference
 
 REFERENCE = on_backend("reference")
+SMALL = LayerLoad("mixer", "both", 2, 130, d_model=16, state=4)
 
 
 @pytest.mark.parametrize("width", [2, 4])
@@ -45,7 +49,32 @@ def test_equivariant_form_is_two_plain_ones():
     assert torch.allclose(published.on_both_strands(mixer, x.flip(1, 2)), out.flip(1, 2), rtol=1e-12, atol=1e-12)
 
 
-SMALL = LayerLoad("mixer", "both", 2, 130, d_model=16, state=4)
+def test_fast_module_calls_mamba_ssm_as_its_signature_says(monkeypatch):
+    """With a stand-in for the fused function, made of the same steps."""
+
+    def mamba_inner_fn(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight, out_proj_bias, A, B=None,
+        C=None, D=None, delta_bias=None, delta_softplus=True,
+    ):  # fmt: skip
+        assert B is None and C is None and out_proj_bias is None and xz.stride(-1) == 1
+        assert {x.dtype for x in (A, D, delta_bias)} == {torch.float32}
+        x, z = xz.chunk(2, 1)
+        c = published.convolution(x, conv1d_weight, conv1d_bias)
+        state, rank = A.shape[1], delta_proj_weight.shape[1]
+        low, B, C = published.x_projection(c, x_proj_weight).split([rank, state, state], 1)
+        delta = published.dt_projection(low, delta_proj_weight)
+        y = selective_scan(c, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        return published.output_projection(y, out_proj_weight)
+
+    module = ModuleType("mamba_ssm.ops.selective_scan_interface")
+    module.mamba_inner_fn = mamba_inner_fn
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    load = replace(SMALL, length=40)
+    x = load.inputs("cpu")
+    form = published_form(published.fast_mamba)
+    assert load.check(load.call(form, x)(), x) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
