@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from seq2exp.backbone import CaduceusBackbone
 from seq2exp.config import BackboneFields, Seq2ExpConfig
 from seq2exp.kernels import BetaMask, beta_mask, pack_selected
-from seq2exp.kernels.beta_mask.reference import centre_slice
+from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.pretrained import Pretrained
 from seq2exp.strands import both_strands
 

@@ -2,77 +2,103 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from seq2exp.kernels import backend
-from seq2exp.kernels.beta_mask import reference
-from seq2exp.kernels.beta_mask.reference import BetaMask, Settings
+from seq2exp.kernels import backend as backends
+from seq2exp.kernels.beta_mask.settings import BetaMask, Saved, Settings, wide_dtype
 
 RULES = ("sum", "product")
 
-_INPUTS = (
-    "Tensor seq_logits, Tensor signals, Tensor signal_weights, Tensor signal_betas, Tensor? exclude, Tensor? include, "
-    "Tensor rows, float beta_min, float signal_scale, float z_scale, float prior_mean, float prior_scale, bool sample, "
-    "bool hard, float threshold, float? top_fraction, int center, str rule, int seed"
+_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "cuda"}
+
+_SETTINGS = (
+    "float beta_min, float signal_scale, float z_scale, float prior_mean, float prior_scale, bool sample, bool hard, "
+    "float threshold, float? top_fraction, int smooth, int center, str rule, int seed, str backend"
 )
-_OUTPUTS = "Tensor mask, Tensor soft_mask, Tensor alpha, Tensor beta, Tensor kl, Tensor continuity"
-N_TENSORS = 7  # of _INPUTS, before the scalars of Settings
+_OUTPUTS = BetaMask._fields
+
+
+def _implementation(backend: str) -> ModuleType:
+    """Imported when first used: `import seq2exp` needs no Triton."""
+    return importlib.import_module(f"seq2exp.kernels.beta_mask.{_MODULES[backend]}")
 
 
 @torch.library.custom_op(
-    "seq2exp::beta_mask_fwd", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+    "seq2exp::beta_mask_fwd", mutates_args=(),
+    schema="(Tensor seq_logits, Tensor signals, Tensor signal_weights, Tensor signal_betas, Tensor? exclude, "
+    f"Tensor? include, Tensor rows, {_SETTINGS}) -> ({', '.join(['Tensor'] * 8)})",
+)  # fmt: skip
 def _forward(
     seq_logits: Tensor, signals: Tensor, signal_weights: Tensor, signal_betas: Tensor, exclude: Tensor | None,
-    include: Tensor | None, rows: Tensor, *settings: object, **named: object,
+    include: Tensor | None, rows: Tensor, *settings: Any, **named: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    _check_values(signals)
-    s = Settings(*settings, **named)
-    out = reference.mask_forward(seq_logits, signals, signal_weights, signal_betas, exclude, include, rows, s)
-    if s.rule == "product":
-        _check_domain(out)
-    return tuple(out)
+    """The outputs, then the logit of the sample and the marks of the backward (see `settings.Saved`)."""
+    *scalars, backend = (*settings, *named.values())
+    s = Settings(*scalars)
+    out, saved, lowest = _implementation(backend).forward(
+        seq_logits, signals, signal_weights, signal_betas, exclude, include, rows, s
+    )
+    _check_values(*lowest.tolist(), s.rule)
+    # a custom op may not return one tensor twice
+    return *out, saved.logit, saved.marks
 
 
 @_forward.register_fake
-def _(seq_logits, signals, *rest, **named):
-    wide = reference.wide_dtype(seq_logits)
-    dense = [seq_logits.new_empty(seq_logits.shape[:2], dtype=wide) for _ in range(4)]
-    return (*dense, seq_logits.new_empty((), dtype=wide), seq_logits.new_empty((), dtype=wide))
+def _(seq_logits, signals, *rest):
+    batch, length, _ = seq_logits.shape
+    wide = wide_dtype(seq_logits)
+    s = Settings(*rest[5:-1])
+    dense = [seq_logits.new_empty(batch, length, dtype=wide) for _ in range(4)]
+    sums = [seq_logits.new_empty((), dtype=wide) for _ in range(2)]
+    logit = seq_logits.new_empty((batch, length) if s.sample else (0,), dtype=wide)
+    return *dense, *sums, logit, seq_logits.new_empty(batch, length, dtype=torch.uint8)
 
 
 @torch.library.custom_op(
-    "seq2exp::beta_mask_bwd",
-    mutates_args=(),
-    schema="("
-    + ", ".join(f"Tensor grad_{x.split()[1]}" for x in _OUTPUTS.split(", "))
-    + f", {_OUTPUTS}, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(*args: object, **named: object) -> tuple[Tensor, ...]:
+    "seq2exp::beta_mask_bwd", mutates_args=(),
+    schema=f"({', '.join(f'Tensor? grad_{name}' for name in _OUTPUTS)}, Tensor seq_logits, Tensor? signals, "
+    "Tensor signal_weights, Tensor signal_betas, Tensor alpha, Tensor beta, Tensor logit, Tensor marks, "
+    f"bool for_signals, {_SETTINGS}) -> Tensor[]",
+)  # fmt: skip
+def _backward(*args: Any, **named: Any) -> list[Tensor]:
+    """Gradients of seq_logits, signal_weights, signal_betas and, if asked, signals."""
     args = (*args, *named.values())
-    grads, forward, tensors, settings = args[:6], args[6:12], args[12 : 12 + N_TENSORS], args[12 + N_TENSORS :]
-    return tuple(reference.mask_backward(BetaMask(*grads), BetaMask(*forward), *tensors[:6], Settings(*settings)))
+    grads, inputs, saved, (for_signals, *scalars, backend) = args[:6], args[6:10], args[10:14], args[14:]
+    return _implementation(backend).backward(
+        BetaMask(*grads), *inputs, Saved(*saved), Settings(*scalars), for_signals
+    )
 
 
 @_backward.register_fake
-def _(*args, **named):
-    args = (*args, *named.values())
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[12:16])
+def _(*args):
+    seq_logits, signals, weights, betas = args[6:10]
+    wanted = [seq_logits, weights, betas, *([signals] if args[14] else [])]
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in wanted]
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.settings = inputs[N_TENSORS:]
-    ctx.save_for_backward(*output, *inputs[:N_TENSORS])
+    seq_logits, signals, weights, betas, _, _, _, *ctx.settings = inputs
+    _, _, alpha, beta, _, _, logit, marks = output
+    _, ctx.for_signals, for_weights, *_ = ctx.needs_input_grad
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(logit, marks)
+    kept = signals if ctx.for_signals or for_weights else None
+    ctx.save_for_backward(seq_logits, kept, weights, betas, alpha, beta, logit, marks)
 
 
 def _autograd(ctx, *grads):
-    saved = ctx.saved_tensors
-    grads = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, saved[:6], strict=True)]
-    return *_backward(*grads, *saved, *ctx.settings), *[None] * (3 + len(ctx.settings))
+    grad_logits, grad_weights, grad_betas, *rest = _backward(
+        *grads[:6], *ctx.saved_tensors, ctx.for_signals, *ctx.settings
+    )
+    grad_signals = rest[0] if rest else None
+    return grad_logits, grad_signals, grad_weights, grad_betas, *[None] * (3 + len(ctx.settings))
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -93,6 +119,7 @@ def beta_mask(
     hard: bool = False,
     threshold: float = 0.5,
     top_fraction: float | None = None,
+    smooth: int = 1,
     exclude: Tensor | None = None,
     include: Tensor | None = None,
     center: int = 0,
@@ -112,7 +139,10 @@ def beta_mask(
     prior_mean, prior_scale: the Beta prior of the KL is Beta(scale, scale (1 - mean) / mean).
     sample: draw from the Beta (training) or take its mean (evaluation).
     hard: a binary mask with straight-through gradient, by threshold or by top_fraction.
-    top_fraction: keep the floor(top_fraction * L) bases with the largest mean, at 1 (hard) or at their value.
+    top_fraction: keep the floor(top_fraction * L) bases with the largest mean, at 1 (hard) or at their value; of equal
+        ones the first.
+    smooth: an odd width in bases. Threshold and top_fraction look at the largest value within this width around each
+        base, so that whole stretches are selected; 1: at the base itself.
     exclude, include: bool (batch, L), bases forced to 0 or 1. A base in both is included.
     center: the width in bases of the centre, which is always 1.
     seed, rows: sampling is a function of (seed, rows[b], position) alone. rows: int64 (batch,), default 0..batch-1;
@@ -128,7 +158,8 @@ def beta_mask(
     TypeError: dtypes that do not fit.
     """
     batch, length = _check(seq_logits, signals, prior_mean, prior_scale, threshold, top_fraction, center, rule)
-    wide = reference.wide_dtype(seq_logits)
+    _check_smooth(smooth, hard or top_fraction is not None)
+    wide = wide_dtype(seq_logits)
     weights = torch.as_tensor(signal_weights, dtype=wide, device=seq_logits.device)
     betas = torch.as_tensor(signal_betas, dtype=wide, device=seq_logits.device)
     for name, x in (("signal_weights", weights), ("signal_betas", betas)):
@@ -143,13 +174,15 @@ def beta_mask(
         raise ValueError(f"beta_mask: rows must be int64 ({batch},), got {rows.dtype} {tuple(rows.shape)}")
     if seed is None:
         seed = int(torch.randint(2**62, ())) if sample else 0
-    backend.resolve("beta_mask", seq_logits.device, seq_logits.dtype)
+    chosen = backends.resolve("beta_mask", seq_logits.device, seq_logits.dtype)
+    if seq_logits.numel() == 0:
+        raise ValueError(f"beta_mask: empty input, seq_logits is {tuple(seq_logits.shape)}")
     return BetaMask(
         *_forward(
             seq_logits, signals, weights, betas, exclude, include, rows.to(seq_logits.device), float(beta_min),
             float(signal_scale), float(z_scale), float(prior_mean), float(prior_scale), sample, hard, float(threshold),
-            top_fraction, center, rule, seed,
-        )
+            top_fraction, smooth, center, rule, seed, chosen,
+        )[:6]
     )  # fmt: skip
 
 
@@ -183,19 +216,22 @@ def _check(
     return batch, length
 
 
-def _check_values(signals: Tensor) -> None:
-    if not bool(torch.isfinite(signals).all()):
+def _check_smooth(smooth: int, selects: bool) -> None:
+    if smooth < 1 or smooth % 2 == 0:
+        raise ValueError(f"beta_mask: smooth {smooth} must be odd and positive")
+    if smooth > 1 and not selects:
+        raise ValueError("beta_mask: smooth widens what is selected: it needs hard=True or top_fraction")
+
+
+def _check_values(signal: float, alpha: float, beta: float, rule: str) -> None:
+    """Of the smallest values; a NaN signal stands for any that is not finite. NaN logits pass: the mask is NaN there."""
+    if math.isnan(signal):
         raise ValueError("beta_mask: signals contain NaN or inf; replace them by 0 (the store reader does)")
-    if bool((signals < 0).any()):
-        raise ValueError(
-            f"beta_mask: signals must be >= 0, the smallest is {float(signals.min()):g}; clip or shift the track"
-        )
-
-
-def _check_domain(out: BetaMask) -> None:
-    for name, x in (("alpha", out.alpha), ("beta", out.beta)):
-        if bool((x <= 0).any()):
+    if signal < 0:
+        raise ValueError(f"beta_mask: signals must be >= 0, the smallest is {signal:g}; clip or shift the track")
+    for name, x in (("alpha", alpha), ("beta", beta)):
+        if rule == "product" and x <= 0:
             raise ValueError(
-                f"beta_mask: rule='product' leaves the domain, the smallest {name} is {float(x.min()):g} and must be "
+                f"beta_mask: rule='product' leaves the domain, the smallest {name} is {x:g} and must be "
                 "> 0; raise beta_min or signal_scale, or use rule='sum'"
             )

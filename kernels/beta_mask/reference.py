@@ -2,8 +2,8 @@
 
     alpha_seq = softplus(l1) + beta_min + 1e-8                 beta_seq = softplus(l0) + beta_min + 1e-8
     alpha_i   = (s_i + beta_min) * signal_scale + 1e-8         beta_i   = (b_i + beta_min) * signal_scale
-    sum:        alpha = z_scale (alpha_seq + sum_i w_i alpha_i)              beta likewise       (published code)
-    product:    alpha = z_scale (alpha_seq + sum_i w_i (alpha_i - 1))        beta likewise       (paper, Prop. 2)
+    sum:        alpha = z_scale (alpha_seq + sum_i w_i alpha_i)            beta likewise       (published code)
+    product:    alpha = z_scale (alpha_seq + sum_i w_i (alpha_i - 1))      beta likewise       (paper, Prop. 2)
     m ~ Beta(alpha, beta), or its mean alpha / (alpha + beta)
     then threshold or top fraction (straight-through), exclude -> 0, include -> 1, centre -> 1
     kl = mean KL(Beta(alpha, beta) || Beta(scale, scale (1 - r) / r))
@@ -16,63 +16,22 @@ and the sampling run in float64, because differences of digammas cancel in float
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq2exp.kernels.beta_mask.sampling import beta_logit_sample, beta_sample_gradient
-
-EPSILON = 1e-8
-
-
-class BetaMask(NamedTuple):
-    """mask: final, (batch, L). soft_mask: before threshold and regions. alpha, beta: concentrations, (batch, L).
-    kl: mean over batch and bases, scalar. continuity: of the final mask, mean over the batch, scalar."""
-
-    mask: Tensor
-    soft_mask: Tensor
-    alpha: Tensor
-    beta: Tensor
-    kl: Tensor
-    continuity: Tensor
-
-
-class Settings(NamedTuple):
-    """The scalars of `beta_mask`, by its names."""
-
-    beta_min: float
-    signal_scale: float
-    z_scale: float
-    prior_mean: float
-    prior_scale: float
-    sample: bool
-    hard: bool
-    threshold: float
-    top_fraction: float | None
-    center: int
-    rule: str
-    seed: int
-
-    @property
-    def prior(self) -> tuple[float, float]:
-        """Concentrations of the prior."""
-        return self.prior_scale, self.prior_scale * (1 - self.prior_mean) / self.prior_mean
-
-
-class MaskGrads(NamedTuple):
-    """Gradients in the shapes of the inputs."""
-
-    seq_logits: Tensor
-    signals: Tensor
-    signal_weights: Tensor
-    signal_betas: Tensor
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 inputs."""
-    return torch.promote_types(x.dtype, torch.float32)
+from seq2exp.kernels.beta_mask.sampling import beta_logit_gradient, beta_logit_sample
+from seq2exp.kernels.beta_mask.settings import (
+    EPSILON,
+    MARK_FLAT,
+    MARK_OPEN,
+    BetaMask,
+    Saved,
+    Settings,
+    centre_slice,
+    wide_dtype,
+)
 
 
 def _signal_parts(signals: Tensor, betas: Tensor, s: Settings) -> tuple[Tensor, Tensor]:
@@ -111,17 +70,19 @@ def beta_kl_gradient(alpha: Tensor, beta: Tensor, s: Settings) -> tuple[Tensor, 
     return (a - p) * torch.polygamma(1, a) + shared, (b - q) * torch.polygamma(1, b) + shared
 
 
-def selected_top(mean: Tensor, fraction: float) -> Tensor:
-    """bool (batch, L): the floor(fraction * L) largest of each row, the earlier position first among equals."""
-    k = math.floor(fraction * mean.shape[1])
-    order = torch.sort(mean, dim=1, descending=True, stable=True).indices[:, :k]
-    return torch.zeros_like(mean, dtype=torch.bool).scatter_(1, order, True)
+def top_mask(scores: Tensor, k: int) -> Tensor:
+    """bool (batch, L): the k largest of each row, the earlier position first among equals."""
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
-def centre_slice(length: int, center: int) -> slice:
-    """The centre `center` bases of a window."""
-    start = (length - center) // 2
-    return slice(start, start + center)
+def _selected(mean: Tensor, soft: Tensor, s: Settings) -> Tensor:
+    """bool (batch, L): what threshold or top fraction keep; everything where neither applies."""
+    if s.top_fraction is None and not s.hard:
+        return torch.ones_like(soft, dtype=torch.bool)
+    scores = soft if s.top_fraction is None else mean
+    scores = F.max_pool1d(scores[:, None], s.smooth, stride=1, padding=s.smooth // 2)[:, 0]
+    return scores >= s.threshold if s.top_fraction is None else top_mask(scores, s.n_top(scores.shape[1]))
 
 
 def _regions(
@@ -134,59 +95,79 @@ def _regions(
     return zero, one
 
 
-def mask_forward(
+def forward(
     seq_logits: Tensor, signals: Tensor, weights: Tensor, betas: Tensor, exclude: Tensor | None, include: Tensor | None,
     rows: Tensor, s: Settings,
-) -> BetaMask:  # fmt: skip
-    """seq_logits (batch, L, 2), signals (batch, L, tracks), weights and betas (tracks,), exclude and include bool
-    (batch, L), rows int64 (batch,)."""
+) -> tuple[BetaMask, Saved, Tensor]:  # fmt: skip
+    """The outputs, what the backward needs, and the smallest signal (NaN if one is not finite), alpha and beta, (3,).
+
+    seq_logits (batch, L, 2), signals (batch, L, tracks), weights and betas (tracks,), exclude and include bool
+    (batch, L), rows int64 (batch,).
+    """
     wide = wide_dtype(seq_logits)
     alpha, beta = concentrations(seq_logits.to(wide), signals.to(wide), weights.to(wide), betas.to(wide), s)
     mean = alpha / (alpha + beta)
-    soft = torch.sigmoid(beta_logit_sample(alpha, beta, s.seed, rows)).to(wide) if s.sample else mean
-    if s.top_fraction is not None:
-        top = selected_top(mean, s.top_fraction).to(wide)
-        selected = top if s.hard else soft * top
-    else:
-        selected = (soft >= s.threshold).to(wide) if s.hard else soft
+    logit = beta_logit_sample(alpha, beta, s.seed, rows) if s.sample else alpha.new_empty(0)
+    soft = torch.sigmoid(logit).to(wide) if s.sample else mean
+    selected = _selected(mean, soft, s)
     zero, one = _regions(soft.shape[1], s.center, exclude, include, soft)
-    mask = selected.masked_fill(zero, 0).masked_fill(one, 1)
-    continuity = mask.diff(dim=1).abs().sum(1).mean() / (mask.shape[1] + 1)
-    return BetaMask(mask, soft, alpha, beta, beta_kl(alpha, beta, s).mean().to(wide), continuity)
+    value = selected.to(wide) if s.hard else soft * selected
+    mask = value.masked_fill(zero, 0).masked_fill(one, 1)
+    steps = mask.diff(dim=1)
+    continuity = steps.abs().sum(1).mean() / (mask.shape[1] + 1)
+    passes = ~(zero | one) if s.hard else selected & ~(zero | one)
+    marks = MARK_OPEN * passes + MARK_FLAT * (1 + F.pad(steps.sign(), (1, 0)).nan_to_num())
+    low = torch.where(torch.isfinite(signals).all(), signals.min().to(wide), math.nan)
+    out = BetaMask(mask, soft, alpha, beta, beta_kl(alpha, beta, s).mean().to(wide), continuity)
+    return (
+        out,
+        Saved(alpha, beta, logit.to(wide), marks.to(torch.uint8)),
+        torch.stack([low, alpha.min(), beta.min()]),
+    )
 
 
-def mask_backward(
-    grads: BetaMask, forward: BetaMask, seq_logits: Tensor, signals: Tensor, weights: Tensor, betas: Tensor,
-    exclude: Tensor | None, include: Tensor | None, s: Settings,
-) -> MaskGrads:  # fmt: skip
-    """Gradients given those of every output. Threshold and top selection pass gradients straight through:
-    mask = hard + m - stop(m). With hard=False the top fraction is m itself, so the bases left out get none."""
+def backward(
+    grads: BetaMask, seq_logits: Tensor, signals: Tensor | None, weights: Tensor, betas: Tensor, saved: Saved,
+    s: Settings, for_signals: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of seq_logits, signal_weights (zero without `signals`), signal_betas and, if asked, signals.
+
+    grads: of the outputs, None for those that have none. Threshold and top selection pass gradients straight through:
+    mask = hard + m - stop(m). With hard=False the top fraction is m itself, so the bases left out get none.
+    """
     wide = wide_dtype(seq_logits)
-    alpha, beta, length = forward.alpha, forward.beta, forward.mask.shape[1]
+    alpha, beta = saved.alpha.double(), saved.beta.double()
+    batch, length = alpha.shape
 
-    step = forward.mask.diff(dim=1).sign() * (grads.continuity / (forward.mask.shape[0] * (length + 1)))
-    grad_mask = grads.mask.to(wide) + F.pad(step, (1, 0)) - F.pad(step, (0, 1))
-    zero, one = _regions(length, s.center, exclude, include, forward.mask)
-    grad_mask = grad_mask.masked_fill(zero | one, 0)
-    if s.top_fraction is not None and not s.hard:
-        grad_mask = grad_mask * selected_top(alpha / (alpha + beta), s.top_fraction)
-    grad_m = (grads.soft_mask + grad_mask).double()
+    grad_m = torch.zeros_like(alpha) if grads.mask is None else grads.mask.double()
+    if grads.continuity is not None:
+        step = ((saved.marks >> 1).double() - 1) * (grads.continuity / (batch * (length + 1)))
+        grad_m = grad_m + step - F.pad(step[:, 1:], (0, 1))
+    grad_m = grad_m * (saved.marks & MARK_OPEN)
+    if grads.soft_mask is not None:
+        grad_m = grad_m + grads.soft_mask
 
     if s.sample:
-        dm_da, dm_db = beta_sample_gradient(forward.soft_mask, alpha, beta)
+        logit = saved.logit.double()
+        slope = torch.sigmoid(logit) * torch.sigmoid(-logit)
+        dm_da, dm_db = (slope * d for d in beta_logit_gradient(logit, alpha, beta))
     else:
-        total = (alpha + beta).double()
-        dm_da, dm_db = beta / total**2, -alpha / total**2
-    kl_a, kl_b = beta_kl_gradient(alpha, beta, s)
-    kl_scale = grads.kl.double() / alpha.numel()
-    grad_a = (grads.alpha + grad_m * dm_da + kl_scale * kl_a).to(wide) * s.z_scale
-    grad_b = (grads.beta + grad_m * dm_db + kl_scale * kl_b).to(wide) * s.z_scale
+        dm_da, dm_db = beta / (alpha + beta) ** 2, -alpha / (alpha + beta) ** 2
+    grad_a, grad_b = grad_m * dm_da, grad_m * dm_db
+    if grads.kl is not None:
+        scale = grads.kl.double() / alpha.numel()
+        kl_a, kl_b = beta_kl_gradient(alpha, beta, s)
+        grad_a, grad_b = grad_a + scale * kl_a, grad_b + scale * kl_b
+    grad_a = (grad_a if grads.alpha is None else grad_a + grads.alpha).to(wide) * s.z_scale
+    grad_b = (grad_b if grads.beta is None else grad_b + grads.beta).to(wide) * s.z_scale
 
-    alpha_i, beta_i = _signal_parts(signals.to(wide), betas.to(wide), s)
     grad_logits = torch.stack([grad_b, grad_a], -1) * torch.sigmoid(seq_logits.to(wide))
-    return MaskGrads(
-        seq_logits=grad_logits.to(seq_logits.dtype),
-        signals=(grad_a[..., None] * weights.to(wide) * s.signal_scale).to(signals.dtype),
-        signal_weights=(torch.einsum("bl,blt->t", grad_a, alpha_i) + grad_b.sum() * beta_i).to(weights.dtype),
-        signal_betas=(grad_b.sum() * weights.to(wide) * s.signal_scale).to(betas.dtype),
-    )
+    grad_weights = torch.zeros_like(weights)
+    if signals is not None:
+        alpha_i, beta_i = _signal_parts(signals.to(wide), betas.to(wide), s)
+        grad_weights = (torch.einsum("bl,blt->t", grad_a, alpha_i) + grad_b.sum() * beta_i).to(weights.dtype)
+    grad_betas = (grad_b.sum() * weights.to(wide) * s.signal_scale).to(betas.dtype)
+    results = [grad_logits.to(seq_logits.dtype), grad_weights, grad_betas]
+    if for_signals and signals is not None:
+        results.append((grad_a[..., None] * weights.to(wide) * s.signal_scale).to(signals.dtype))
+    return results

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from seq2exp.kernels.beta_mask.philox import philox, uniform
 
@@ -54,15 +56,55 @@ def beta_logit_sample(alpha: Tensor, beta: Tensor, seed: int, rows: Tensor) -> T
     return log_gamma_sample(alpha, seed, rows, 0) - log_gamma_sample(beta, seed, rows, 1)
 
 
-def beta_sample_gradient(m: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """dm/dalpha and dm/dbeta of a sample m, float64: -(dF(m)/dalpha) / p(m), F the CDF, p the density of the Beta.
+def beta_logit_gradient(logit: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """dz/dalpha and dz/dbeta of a draw m ~ Beta(alpha, beta) with logit z, float64: -(dF/dalpha) / (p(m) dm/dz).
 
-    Figurnov et al. 2018, implicit reparameterisation; evaluated by torch's Dirichlet gradient. Zero where m is 0 or 1.
+    F is the CDF, p the density of the Beta (Figurnov et al. 2018, implicit reparameterisation). Both are integrals over
+    the tail in which z lies; by symmetry the lower one. See README.md, section "Gradient of a sample".
     """
-    m, a, b = m.double(), alpha.double(), beta.double()
-    inside = (m > 0) & (m < 1)
-    safe = torch.where(inside, m, 0.5)
-    total = a + b
-    da = torch._dirichlet_grad(safe, a, total) * (1 - safe)
-    db = -torch._dirichlet_grad(1 - safe, b, total) * safe
-    return torch.where(inside, da, 0.0), torch.where(inside, db, 0.0)
+    z, alpha, beta = logit.double(), alpha.double(), beta.double()
+    offset = (1 / beta - 1 / alpha).clamp(-5, 5)
+    left = z <= torch.log((alpha + 0.5) / (beta + 0.5)) + offset
+    by_a, by_b = _from_the_left(
+        torch.where(left, z, -z), torch.where(left, alpha, beta), torch.where(left, beta, alpha)
+    )
+    return torch.where(left, by_a, -by_b), torch.where(left, by_b, -by_a)
+
+
+_STEPS = 2  # of the recurrence in a, so that the integrand decays
+_DECAY = 24.0  # the integral ends where its weight is about exp(-_DECAY)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+def _from_the_left(z: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    m, q = torch.sigmoid(z), torch.sigmoid(-z)
+    log_m, log_q = F.logsigmoid(z), F.logsigmoid(-z)
+
+    def lost(t: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much log m and log(1 - m) are smaller at z - t."""
+        low = torch.log1p(m * torch.expm1(-t))
+        high = torch.log1p(q * torch.expm1(t))
+        return torch.where(z < 0, t + low, high), torch.where(z < 0, low, high - t)
+
+    a_up = a + _STEPS
+    slope, curvature = a_up * q - b * m, (a_up + b) * m * q
+    gaussian = 2 * _DECAY / (slope + torch.sqrt(slope.square() + 2 * _DECAY * curvature))
+    k = ((_DECAY + b * torch.minimum(-log_q, gaussian)) / a_up).clamp(max=60)
+    length = torch.minimum(gaussian, torch.log1p(torch.expm1(k) / q))
+    sums = [torch.zeros_like(z) for _ in range(3)]
+    for node, weight in zip((_NODES + 1) / 2, _WEIGHTS / 2, strict=True):
+        k, l = lost(length * node)
+        density = torch.exp(-(a_up * k + b * l)) * (length * weight)
+        for total, factor in zip(sums, (1.0, k, l), strict=True):
+            total += density * factor
+    mass, mass_k, mass_l = sums
+    digamma_b = torch.digamma(b)
+    mean_a, mean_b = (x - torch.digamma(a_up + b) for x in (torch.digamma(a_up), digamma_b))  # of log m, log(1 - m)
+    by_a = mass_k + (mean_a - log_m) * mass
+    by_b = mass_l + (mean_b - log_q) * mass
+    for step in reversed(range(_STEPS)):
+        a_now = a + step
+        n = a_now + b
+        by_a = (m * n * by_a + torch.digamma(a_now + 1) - torch.digamma(n) - log_m) / a_now
+        by_b = (m * n * by_b + digamma_b - torch.digamma(n) - log_q) / a_now
+    return by_a, by_b

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seq2exp.backbone import CaduceusBackbone
 from seq2exp.config import BackboneFields, Size
-from seq2exp.kernels.beta_mask.reference import centre_slice
+from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
 from seq2exp.pretrained import Pretrained
 

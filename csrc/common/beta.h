@@ -1,0 +1,131 @@
+// The Beta distribution in float32: log-Gamma draws, the pathwise gradient of a draw, the divergence from a prior.
+// Derivations and measured errors: kernels/beta_mask/README.md. V as in common/math.h.
+#pragma once
+#include "common/philox.h"
+#include "common/special.h"
+
+namespace seq2exp {
+namespace {
+
+// One attempt of Marsaglia and Tsang 2000 at a Gamma(a) draw, a >= 1, with d = a - 1/3: G = d (1 + y)^3 if accepted.
+template <class V>
+struct GammaAttempt {
+  V y;
+  decltype(V{} < V{}) accepted;
+};
+
+// log(1 + y) - (y - y^2/2 + y^3/3)
+template <class V>
+S2E_HD V log1p_remainder(V y) {
+  V p = y * -1.041069489e-01f + 1.112575583e-01f;
+  p = p * y - 1.103883037e-01f;
+  p = p * y + 1.245489166e-01f;
+  p = p * y - 1.428719821e-01f;
+  p = p * y + 1.666723776e-01f;
+  p = p * y - 1.999999149e-01f;
+  p = p * y + 2.499999888e-01f;
+  const V s = y * y;
+  const V direct = log1p(y) - y * (y * (y * (1.f / 3) - 0.5f) + 1.f);
+  return select<V>(s < splat<V>(1.f / 16), -s * s * p, direct);
+}
+
+// Words 0 and 1 make the normal (Box and Muller), word 2 the rejection test, whose usual form
+// log u < x^2/2 + d - d v + d log v, v = (1 + y)^3, cancels for large d; what is left of it is 3 d log1p_remainder(y).
+template <class V, class U>
+S2E_HD GammaAttempt<V> gamma_attempt(V d, const Words<U>& words) {
+  const V x = square_root(log(uniform<V>(words.w[0])) * -2.f) * cos_2pi(uniform<V>(words.w[1]));
+  const V y = x / square_root(d * 9.f);
+  const V bound = d * 3.f * log1p_remainder(y);
+  const auto accepted = (y > splat<V>(-1.f)) & (log(uniform<V>(words.w[2])) < bound);
+  return {y, static_cast<decltype(V{} < V{})>(accepted)};
+}
+
+// KL(Beta(a, b) || Beta(p, q)); constant: log B(p, q) - log(2 pi) / 2. Stirling's leading terms cancel on paper.
+template <class V>
+S2E_HD V beta_divergence(V a, V b, float p, float q, float constant) {
+  const V n = a + b;
+  const V log_a = log(a), log_b = log(b), log_n = log(n);
+  const V share_a = log(a / n), share_b = log(b / n);
+  const GammaTails<V> ta = gamma_tails(a, log_a), tb = gamma_tails(b, log_b), tn = gamma_tails(n, log_n);
+  const V normaliser = (share_a + share_b + log_n) * 0.5f + (tn.lgamma - ta.lgamma - tb.lgamma) + constant;
+  return normaliser - share_a * p - share_b * q + (a - p) * (tn.digamma - ta.digamma) + (b - q) * (tn.digamma - tb.digamma);
+}
+
+template <class V>
+struct ByConcentration {
+  V alpha, beta;
+};
+
+// Its derivatives by a and b.
+template <class V>
+S2E_HD ByConcentration<V> beta_divergence_gradient(V a, V b, float p, float q) {
+  const V one = splat<V>(1.f), n = a + b;
+  const V ia = one / a, ib = one / b, in = one / n;
+  const V ra = trigamma_rest(a), rb = trigamma_rest(b), rn = trigamma_rest(n);
+  const V shared = in * (1.f + in * 0.5f + rn) * (p + q);  // trigamma(n) (p + q)
+  const V half = in * 0.5f;
+  return {b * ia * half + (ra - rn) + (shared - ia * (1.f + ia * 0.5f + ra) * p),
+          a * ib * half + (rb - rn) + (shared - ib * (1.f + ib * 0.5f + rb) * q)};
+}
+
+constexpr float DECAY = 14.f;  // the integrals end where their weight is about e^-DECAY
+
+// The length of the integrals below: where a K + b L reaches about DECAY.
+template <class V>
+S2E_HD V decay_length(V a, V b, V m, V q, V log_q) {
+  const V slope = a * q - b * m, curvature = (a + b) * m * q;
+  const V gaussian = splat<V>(2.f * DECAY) / (slope + square_root(slope * slope + curvature * (2.f * DECAY)));
+  const V k = minimum((b * minimum(-log_q, gaussian) + DECAY) / a, splat<V>(60.f));
+  return minimum(gaussian, log1p(expm1(k) / q));
+}
+
+// dz/dalpha and dz/dbeta of a draw m ~ Beta(alpha, beta), z = logit(m): -(dF/dalpha) / (p(m) dm/dz), F its distribution
+// function. Integrates over the tail in which z lies, in logit coordinates, at two steps up the recurrence in its exponent.
+template <class V>
+S2E_HD ByConcentration<V> logit_gradient(V alpha, V beta, V z) {
+  constexpr int NODES = 14;  // Gauss and Legendre on (0, 1)
+  constexpr float NODE[NODES] = {6.858095652e-03f, 3.578255817e-02f, 8.639934247e-02f, 1.563535476e-01f, 2.423756818e-01f,
+                                 3.404438155e-01f, 4.459725256e-01f, 5.540274744e-01f, 6.595561845e-01f, 7.576243182e-01f,
+                                 8.436464524e-01f, 9.136006575e-01f, 9.642174418e-01f, 9.931419043e-01f};
+  constexpr float WEIGHT[NODES] = {1.755973017e-02f, 4.007904358e-02f, 6.075928534e-02f, 7.860158358e-02f, 9.276919874e-02f,
+                                   1.025992319e-01f, 1.076319267e-01f, 1.076319267e-01f, 1.025992319e-01f, 9.276919874e-02f,
+                                   7.860158358e-02f, 6.075928534e-02f, 4.007904358e-02f, 1.755973017e-02f};
+  const V one = splat<V>(1.f);
+  V offset = minimum(one / beta - one / alpha, splat<V>(5.f));
+  offset = select<V>(offset < splat<V>(-5.f), splat<V>(-5.f), offset);
+  const auto left = !(z > log((alpha + 0.5f) / (beta + 0.5f)) + offset);
+  const V a = select<V>(left, alpha, beta), b = select<V>(left, beta, alpha), s = select<V>(left, z, -z);
+
+  const V m = sigmoid(s), q = sigmoid(-s), log_m = -softplus(-s), log_q = -softplus(s);
+  const V a2 = a + 2.f, n = a + b;
+  const V length = decay_length(a2, b, m, q, log_q);
+  const auto low = s < splat<V>(0.f);
+  const V sign = select<V>(low, -one, one), share = select<V>(low, m, q);
+  V sum = splat<V>(0.f), sum_k = sum, sum_l = sum;
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int i = 0; i < NODES; ++i) {
+    const V t = length * NODE[i];
+    const V change = log1p(share * expm1(sign * t));
+    const V k = select<V>(low, t + change, change), l = select<V>(low, change, change - t);
+    const V weight = exp_clamped(-(a2 * k + b * l)) * WEIGHT[i];
+    sum += weight;
+    sum_k += weight * k;
+    sum_l += weight * l;
+  }
+  V step_a = digamma_step(a2, b);       // digamma(a + 2 + b) - digamma(a + 2)
+  const V step_b = digamma_step(b, a);  // digamma(a + b) - digamma(b)
+  const V n1 = n + 1.f, in = one / n, in1 = one / n1;
+  V by_a = length * (sum_k - (step_a + log_m) * sum);
+  V by_b = length * (sum_l - (log_q + step_b + in + in1) * sum);
+  by_a = (m * n1 * by_a + (in1 - step_a - log_m)) / (a + 1.f);
+  by_b = (m * n1 * by_b - (log_q + step_b + in)) / (a + 1.f);
+  step_a += b * in1 / (a + 1.f);
+  by_a = (m * n * by_a + (in - step_a - log_m)) / a;
+  by_b = (m * n * by_b - (log_q + step_b)) / a;
+  return {select<V>(left, by_a, -by_b), select<V>(left, by_b, -by_a)};
+}
+
+}  // namespace
+}  // namespace seq2exp
