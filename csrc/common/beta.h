@@ -70,19 +70,35 @@ S2E_HD ByConcentration<V> beta_divergence_gradient(V a, V b, float p, float q) {
 
 constexpr float DECAY = 14.f;  // the integrals end where their weight is about e^-DECAY
 
-// The length of the integrals below: where a K + b L reaches about DECAY.
+// m = 1 / (1 + e^-z), 1 - m and their logarithms.
 template <class V>
-S2E_HD V decay_length(V a, V b, V m, V q, V log_q) {
-  const V slope = a * q - b * m, curvature = (a + b) * m * q;
-  const V gaussian = splat<V>(2.f * DECAY) / (slope + square_root(slope * slope + curvature * (2.f * DECAY)));
-  const V k = minimum((b * minimum(-log_q, gaussian) + DECAY) / a, splat<V>(60.f));
-  return minimum(gaussian, log1p(expm1(k) / q));
+struct Shares {
+  V m, q, log_m, log_q;
+};
+template <class V>
+S2E_HD Shares<V> shares(V z) {
+  const V zero = splat<V>(0.f);
+  const auto low = z < zero;
+  const V far = select<V>(low, z, -z);  // -|z|
+  const V e = select<V>(far < splat<V>(-87.f), zero, exp_clamped(far));
+  const V larger = splat<V>(1.f) / (e + 1.f), log_larger = -log1p(e);
+  return {select<V>(low, e * larger, larger), select<V>(low, larger, e * larger), select<V>(low, far + log_larger, log_larger),
+          select<V>(low, log_larger, far + log_larger)};
 }
 
-// dz/dalpha and dz/dbeta of a draw m ~ Beta(alpha, beta), z = logit(m): -(dF/dalpha) / (p(m) dm/dz), F its distribution
-// function. Integrates over the tail in which z lies, in logit coordinates, at two steps up the recurrence in its exponent.
+// The length of the integrals below: where their exponent reaches about DECAY.
 template <class V>
-S2E_HD ByConcentration<V> logit_gradient(V alpha, V beta, V z) {
+S2E_HD V decay_length(V a, V b, const Shares<V>& x) {
+  const V slope = a * x.q - b * x.m, curvature = (a + b) * x.m * x.q;
+  const V gaussian = splat<V>(2.f * DECAY) / (slope + square_root(slope * slope + curvature * (2.f * DECAY)));
+  const V k = minimum((b * minimum(-x.log_q, gaussian) + DECAY) / a, splat<V>(60.f));
+  return minimum(gaussian, log1p(expm1(k) / x.q));
+}
+
+// dm/dalpha and dm/dbeta of a draw m ~ Beta(alpha, beta) with logit z: -(dF/dalpha) / p(m), F its distribution function.
+// Integrates over the tail in which z lies, in logit coordinates, two steps up the recurrence in the tail's exponent.
+template <class V>
+S2E_HD ByConcentration<V> sample_gradient(V alpha, V beta, V z) {
   constexpr int NODES = 14;  // Gauss and Legendre on (0, 1)
   constexpr float NODE[NODES] = {6.858095652e-03f, 3.578255817e-02f, 8.639934247e-02f, 1.563535476e-01f, 2.423756818e-01f,
                                  3.404438155e-01f, 4.459725256e-01f, 5.540274744e-01f, 6.595561845e-01f, 7.576243182e-01f,
@@ -90,41 +106,45 @@ S2E_HD ByConcentration<V> logit_gradient(V alpha, V beta, V z) {
   constexpr float WEIGHT[NODES] = {1.755973017e-02f, 4.007904358e-02f, 6.075928534e-02f, 7.860158358e-02f, 9.276919874e-02f,
                                    1.025992319e-01f, 1.076319267e-01f, 1.076319267e-01f, 1.025992319e-01f, 9.276919874e-02f,
                                    7.860158358e-02f, 6.075928534e-02f, 4.007904358e-02f, 1.755973017e-02f};
-  const V one = splat<V>(1.f);
-  V offset = minimum(one / beta - one / alpha, splat<V>(5.f));
+  const V zero = splat<V>(0.f), one = splat<V>(1.f);
+  V offset = minimum((alpha - beta) / (alpha * beta), splat<V>(5.f));
   offset = select<V>(offset < splat<V>(-5.f), splat<V>(-5.f), offset);
   const auto left = !(z > log((alpha + 0.5f) / (beta + 0.5f)) + offset);
   const V a = select<V>(left, alpha, beta), b = select<V>(left, beta, alpha), s = select<V>(left, z, -z);
 
-  const V m = sigmoid(s), q = sigmoid(-s), log_m = -softplus(-s), log_q = -softplus(s);
-  const V a2 = a + 2.f, n = a + b;
-  const V length = decay_length(a2, b, m, q, log_q);
-  const auto low = s < splat<V>(0.f);
-  const V sign = select<V>(low, -one, one), share = select<V>(low, m, q);
-  V sum = splat<V>(0.f), sum_k = sum, sum_l = sum;
+  // going down by t from s, log m loses k and log(1 - m) loses l: from whichever of m and 1 - m is small
+  const Shares<V> x = shares(s);
+  const auto low = s < zero;
+  const V a2 = a + 2.f, length = decay_length(a2, b, x), share = select<V>(low, x.m, x.q);
+  const V low_length = select<V>(low, length, zero), high_length = select<V>(low, zero, length);
+  const V t_step = high_length - low_length, exponent_step = a2 * low_length - b * high_length;
+  V sum = zero, sum_t = zero, sum_change = zero;
 #ifdef __CUDACC__
 #pragma unroll
 #endif
   for (int i = 0; i < NODES; ++i) {
-    const V t = length * NODE[i];
-    const V change = log1p(share * expm1(sign * t));
-    const V k = select<V>(low, t + change, change), l = select<V>(low, change, change - t);
-    const V weight = exp_clamped(-(a2 * k + b * l)) * WEIGHT[i];
+    const V change = log1p(share * expm1(t_step * NODE[i]));  // k = change + low_length NODE, l = change - high_length NODE
+    const V weight = exp2_product((a2 + b) * change + exponent_step * NODE[i], splat<V>(-LOG2E)) * WEIGHT[i];
     sum += weight;
-    sum_k += weight * k;
-    sum_l += weight * l;
+    sum_t += weight * NODE[i];
+    sum_change += weight * change;
   }
-  V step_a = digamma_step(a2, b);       // digamma(a + 2 + b) - digamma(a + 2)
-  const V step_b = digamma_step(b, a);  // digamma(a + b) - digamma(b)
-  const V n1 = n + 1.f, in = one / n, in1 = one / n1;
-  V by_a = length * (sum_k - (step_a + log_m) * sum);
-  V by_b = length * (sum_l - (log_q + step_b + in + in1) * sum);
-  by_a = (m * n1 * by_a + (in1 - step_a - log_m)) / (a + 1.f);
-  by_b = (m * n1 * by_b - (log_q + step_b + in)) / (a + 1.f);
-  step_a += b * in1 / (a + 1.f);
-  by_a = (m * n * by_a + (in - step_a - log_m)) / a;
-  by_b = (m * n * by_b - (log_q + step_b)) / a;
-  return {select<V>(left, by_a, -by_b), select<V>(left, by_b, -by_a)};
+  const V sum_k = sum_change + low_length * sum_t, sum_l = sum_change - high_length * sum_t;
+
+  const V n = a + b, n1 = n + 1.f, a1 = a + 1.f;
+  const V by_aa1 = one / (a * a1), by_nn1 = one / (n * n1);
+  const V ia = a1 * by_aa1, ia1 = a * by_aa1, in = n1 * by_nn1, in1 = n * by_nn1;
+  V above_a = digamma_step(a2, b) + x.log_m;        // digamma(a + 2 + b) - digamma(a + 2) + log m
+  const V above_b = digamma_step(b, a) + x.log_q;   // digamma(a + b) - digamma(b) + log(1 - m)
+  V by_a = length * (sum_k - above_a * sum);
+  V by_b = length * (sum_l - (above_b + in + in1) * sum);
+  by_a = (x.m * n1 * by_a + (in1 - above_a)) * ia1;
+  by_b = (x.m * n1 * by_b - (above_b + in)) * ia1;
+  above_a += b * in1 * ia1;
+  by_a = (x.m * n * by_a + (in - above_a)) * ia;
+  by_b = (x.m * n * by_b - above_b) * ia;
+  const V slope = x.m * x.q;  // dm/dz
+  return {select<V>(left, by_a, -by_b) * slope, select<V>(left, by_b, -by_a) * slope};
 }
 
 }  // namespace

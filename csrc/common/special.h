@@ -173,13 +173,13 @@ S2E_HD V trigamma_rest(V x) {
 // digamma(x + d) - digamma(x) for x, d > 0, to a relative error even where d is tiny.
 template <class V>
 S2E_HD V digamma_step(V x, V d) {
-  const V one = splat<V>(1.f);
-  const V p0 = x * (x + d), p1 = (x + 1.f) * (x + d + 1.f), p2 = (x + 2.f) * (x + d + 2.f), p3 = (x + 3.f) * (x + d + 3.f);
-  const V y = x + 4.f, inverse = one / y, inverse_d = one / (y + d);
-  const V s = inverse * inverse, s_d = inverse_d * inverse_d;
-  const V tail = s * (1.f / 12 - s * (1.f / 120 - s * (1.f / 252))) - s_d * (1.f / 12 - s_d * (1.f / 120 - s_d * (1.f / 252)));
-  const V steps = (one / p0 + one / p1) + (one / p2 + one / p3) + inverse * inverse_d * 0.5f;
-  return (log1p(d * inverse) + tail) + d * steps;
+  const V e = x + d, y = x + 4.f, f = e + 4.f;
+  const V p0 = x * e, p1 = (x + 1.f) * (e + 1.f), p2 = (x + 2.f) * (e + 2.f), p3 = (x + 3.f) * (e + 3.f);
+  const V steps = (p0 + p1) / (p0 * p1) + (p2 + p3) / (p2 * p3);
+  const V both = splat<V>(1.f) / (y * f), iy = f * both, ie = y * both;
+  const V s = iy * iy, r = ie * ie;
+  const V tail = s * (1.f / 12 - s * (1.f / 120 - s * (1.f / 252))) - r * (1.f / 12 - r * (1.f / 120 - r * (1.f / 252)));
+  return (log1p(d * iy) + tail) + d * (steps + both * 0.5f);
 }
 
 }  // namespace

@@ -220,10 +220,7 @@ void backward(const MaskArgs& a, int64_t begin, int64_t end, float* memory) {
       const Vec alpha = load_part(a.alpha + at + j, left), beta = load_part(a.beta + at + j, left), grad_m = load(p.values + j);
       ByConcentration<Vec> dm;
       if (a.sample) {
-        const Vec z = load_part(a.logit + at + j, left);
-        const ByConcentration<Vec> dz = logit_gradient(alpha, beta, z);
-        const Vec slope = sigmoid(z) * sigmoid(-z);
-        dm = {dz.alpha * slope, dz.beta * slope};
+        dm = sample_gradient(alpha, beta, load_part(a.logit + at + j, left));
       } else {
         const Vec inverse = splat<Vec>(1.f) / (alpha + beta);
         dm = {beta * inverse * inverse, -alpha * inverse * inverse};
