@@ -2,6 +2,7 @@
 // Derivations and measured errors: kernels/beta_mask/README.md. V as in common/math.h.
 #pragma once
 #include "common/philox.h"
+#include "common/prior.h"
 #include "common/special.h"
 
 namespace seq2exp {
@@ -40,14 +41,24 @@ S2E_HD GammaAttempt<V> gamma_attempt(V d, const Words<U>& words) {
   return {y, static_cast<decltype(V{} < V{})>(accepted)};
 }
 
-// KL(Beta(a, b) || Beta(p, q)); constant: log B(p, q) - log(2 pi) / 2. Stirling's leading terms cancel on paper.
+// log(share / prior share), where it is log(1 + change); the change rounds badly near -1.
 template <class V>
-S2E_HD V beta_divergence(V a, V b, float p, float q, float constant) {
+S2E_HD V log_share(V share, V change, float log_prior) {
+  const auto far = change < splat<V>(-0.5f);
+  V y = log1p(change);
+  if (any_lane(far)) y = select<V>(far, log(share) - log_prior, y);
+  return y;
+}
+
+// KL(Beta(a, b) || prior). Stirling's leading terms cancel on paper, and what is of the order of p and q near the prior.
+template <class V>
+S2E_HD V beta_divergence(V a, V b, const BetaPrior& prior) {
+  const float p = prior.p, q = prior.q;
   const V n = a + b;
-  const V log_a = log(a), log_b = log(b), log_n = log(n);
-  const V share_a = log(a / n), share_b = log(b / n);
-  const GammaTails<V> ta = gamma_tails(a, log_a), tb = gamma_tails(b, log_b), tn = gamma_tails(n, log_n);
-  const V normaliser = (share_a + share_b + log_n) * 0.5f + (tn.lgamma - ta.lgamma - tb.lgamma) + constant;
+  const V excess = (a * q - b * p) / n;
+  const V share_a = log_share(a / n, excess / p, prior.log_r), share_b = log_share(b / n, excess / -q, prior.log_1r);
+  const GammaTails<V> ta = gamma_tails(a), tb = gamma_tails(b), tn = gamma_tails(n);
+  const V normaliser = log(a * (b / n)) * 0.5f + (tn.lgamma - ta.lgamma - tb.lgamma) + prior.constant;
   return normaliser - share_a * p - share_b * q + (a - p) * (tn.digamma - ta.digamma) + (b - q) * (tn.digamma - tb.digamma);
 }
 
@@ -58,7 +69,8 @@ struct ByConcentration {
 
 // Its derivatives by a and b.
 template <class V>
-S2E_HD ByConcentration<V> beta_divergence_gradient(V a, V b, float p, float q) {
+S2E_HD ByConcentration<V> beta_divergence_gradient(V a, V b, const BetaPrior& prior) {
+  const float p = prior.p, q = prior.q;
   const V one = splat<V>(1.f), n = a + b;
   const V ia = one / a, ib = one / b, in = one / n;
   const V ra = trigamma_rest(a), rb = trigamma_rest(b), rn = trigamma_rest(n);

@@ -139,18 +139,17 @@ struct GammaTails {
   V lgamma, digamma;
 };
 template <class V>
-S2E_HD GammaTails<V> gamma_tails(V x, V log_x) {
+S2E_HD GammaTails<V> gamma_tails(V x) {
   const auto small = x < splat<V>(STIRLING);
-  const V y = select<V>(small, x + 4.f, x);
-  const V inverse = splat<V>(1.f) / y;
+  const V inverse = splat<V>(1.f) / select<V>(small, x + 4.f, x);
   GammaTails<V> t = {lgamma_tail(inverse), digamma_tail(inverse)};
   if (any_lane(small)) {
     const V p = x * (x + 1.f), q = (x + 2.f) * (x + 3.f);
-    const V log_y = log(y);
-    const V steps = ((x * 2.f + 1.f) * q + (x * 2.f + 5.f) * p) / (p * q);  // 1/x + 1/(x+1) + 1/(x+2) + 1/(x+3)
-    const V lgamma_steps = (x + 3.5f) * log_y - (x - 0.5f) * log_x - 4.f - log_x - log((x + 1.f) * q);
-    t.lgamma = select<V>(small, t.lgamma + lgamma_steps, t.lgamma);
-    t.digamma = select<V>(small, t.digamma + steps + (log_x - log_y), t.digamma);
+    const V reciprocals = ((x * 2.f + 1.f) * q + (x * 2.f + 5.f) * p) / (p * q);  // 1/x + 1/(x+1) + 1/(x+2) + 1/(x+3)
+    const V ix = splat<V>(1.f) / x, ratio = log1p(ix * 4.f);                     // log((x + 4) / x)
+    const V factors = log((ix + 1.f) * (ix * 2.f + 1.f) * (ix * 3.f + 1.f));
+    t.lgamma = select<V>(small, t.lgamma + ((x + 3.5f) * ratio - 4.f - factors), t.lgamma);
+    t.digamma = select<V>(small, t.digamma + (reciprocals - ratio), t.digamma);
   }
   return t;
 }
@@ -164,8 +163,8 @@ S2E_HD V trigamma_rest(V x) {
   if (any_lane(small)) {
     const V one = splat<V>(1.f);
     const V i0 = one / x, i1 = one / (x + 1.f), i2 = one / (x + 2.f), i3 = one / (x + 3.f);
-    const V far = x * (i1 * i1 + i2 * i2 + i3 * i3 + inverse * (1.f + inverse * 0.5f + t));
-    t = select<V>(small, far - 1.f + i0 * 0.5f, t);
+    const V h = inverse * 0.5f + t;  // y trigamma(y) - 1 at y = x + 4, and x / y = 1 - 4 / y
+    t = select<V>(small, x * (i1 * i1 + i2 * i2 + i3 * i3) + (h - inverse * 4.f * (1.f + h)) + i0 * 0.5f, t);
   }
   return t;
 }

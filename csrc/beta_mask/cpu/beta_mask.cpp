@@ -73,8 +73,7 @@ struct Problem {
       track_betas.push_back(static_cast<float>((b[i] + beta_min) * signal_scale - product));
       a.beta_signals += track_betas[i] * a.weights[i];
     }
-    a.prior_p = static_cast<float>(p), a.prior_q = static_cast<float>(q);
-    a.prior_constant = static_cast<float>(std::lgamma(p) + std::lgamma(q) - std::lgamma(p + q) - 0.5 * std::log(2 * M_PI));
+    a.prior = beta_prior(p, q);
     a.sample = sample;
   }
   Problem(const Problem&) = delete;

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "common/prior.h"
 #include "selective_scan/cpu/scan.h"
 
 namespace seq2exp {
@@ -15,7 +16,7 @@ struct MaskArgs {
   float minimum, signal_scale, z_scale;   // minimum: beta_min + 1e-8
   float track_shift, beta_signals;        // a track adds weight (signal * signal_scale + track_shift); beta_signals: sum over tracks
   const float* weights;                   // (tracks)
-  float prior_p, prior_q, prior_constant;
+  BetaPrior prior;
   bool sample;
   uint32_t key[2];
   const int64_t* rows;                    // (batch)

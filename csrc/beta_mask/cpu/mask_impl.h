@@ -177,7 +177,7 @@ void forward(const MaskArgs& a, int64_t begin, int64_t end, float* memory) {
       } else {
         store(p.draw_beta + j, alpha / (alpha + beta));
       }
-      store(p.values + j, beta_divergence(alpha, beta, a.prior_p, a.prior_q, a.prior_constant));
+      store(p.values + j, beta_divergence(alpha, beta, a.prior));
     }
     a.divergence[index] = sum_of(p.values, k.size);
     const int64_t at = k.row * a.length + k.start;
@@ -227,7 +227,7 @@ void backward(const MaskArgs& a, int64_t begin, int64_t end, float* memory) {
       }
       Vec by_alpha = grad_m * dm.alpha, by_beta = grad_m * dm.beta;
       if (a.grad_divergence != 0.f) {
-        const ByConcentration<Vec> kl = beta_divergence_gradient(alpha, beta, a.prior_p, a.prior_q);
+        const ByConcentration<Vec> kl = beta_divergence_gradient(alpha, beta, a.prior);
         by_alpha += kl.alpha * a.grad_divergence;
         by_beta += kl.beta * a.grad_divergence;
       }
