@@ -74,10 +74,11 @@ S2E_HD ByConcentration<V> beta_divergence_gradient(V a, V b, const BetaPrior& pr
   const V one = splat<V>(1.f), n = a + b;
   const V ia = one / a, ib = one / b, in = one / n;
   const V ra = trigamma_rest(a), rb = trigamma_rest(b), rn = trigamma_rest(n);
-  const V shared = in * (1.f + in * 0.5f + rn) * (p + q);  // trigamma(n) (p + q)
   const V half = in * 0.5f;
-  return {b * ia * half + (ra - rn) + (shared - ia * (1.f + ia * 0.5f + ra) * p),
-          a * ib * half + (rb - rn) + (shared - ib * (1.f + ib * 0.5f + rb) * q)};
+  // (p + q) trigamma(n) - p trigamma(a), trigamma(x) = (1 + 1 / (2 x) + rest) / x, with the ones taken together; likewise of b
+  const V balance = (a * q - b * p) * in, shared = in * (half + rn) * (p + q);
+  return {b * ia * half + (ra - rn) + (balance * ia + (shared - ia * (ia * 0.5f + ra) * p)),
+          a * ib * half + (rb - rn) + (shared - ib * (ib * 0.5f + rb) * q - balance * ib)};
 }
 
 constexpr float DECAY = 14.f;  // the integrals end where their weight is about e^-DECAY

@@ -71,9 +71,7 @@ def _backward(*args: Any, **named: Any) -> list[Tensor]:
     """Gradients of seq_logits, signal_weights, signal_betas and, if asked, signals."""
     args = (*args, *named.values())
     grads, inputs, saved, (for_signals, *scalars, backend) = args[:6], args[6:10], args[10:14], args[14:]
-    return _implementation(backend).backward(
-        BetaMask(*grads), *inputs, Saved(*saved), Settings(*scalars), for_signals
-    )
+    return _implementation(backend).backward(BetaMask(*grads), *inputs, Saved(*saved), Settings(*scalars), for_signals)
 
 
 @_backward.register_fake
@@ -224,7 +222,7 @@ def _check_smooth(smooth: int, selects: bool) -> None:
 
 
 def _check_values(signal: float, alpha: float, beta: float, rule: str) -> None:
-    """Of the smallest values; a NaN signal stands for any that is not finite. NaN logits pass: the mask is NaN there."""
+    """Of the smallest values; a NaN signal stands for any that is not finite. NaN logits pass: their mask is NaN."""
     if math.isnan(signal):
         raise ValueError("beta_mask: signals contain NaN or inf; replace them by 0 (the store reader does)")
     if signal < 0:

@@ -26,7 +26,7 @@ class BetaMask(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward needs of the forward, (batch, L) each. logit: of the sample; empty for the mean. marks: uint8."""
+    """What the backward needs, (batch, L) each. logit: of the sample, empty for the mean; marks: uint8."""
 
     alpha: Tensor
     beta: Tensor

@@ -107,7 +107,7 @@ def random_draws(n: int, low: float, high: float, seed: int) -> SimpleNamespace:
 
 
 def test_gradients_over_ten_orders_of_magnitude():
-    """Where the values with high precision confirm the reference, it confirms the float32 kernels on many more points."""
+    """The high-precision values confirm the reference; it confirms the float32 kernels at many more points."""
     if not SETS:
         pytest.skip(_extension.load())
     p = random_draws(100_000, -4, 6, seed=0)

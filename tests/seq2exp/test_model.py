@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import seq2exp.model
 from seq2exp import Caduceus, Seq2Exp, Seq2ExpConfig, Seq2ExpOutput, seq2exp_loss
 from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig
 
@@ -115,6 +116,40 @@ def test_task_gradient_reaches_the_mask_head_or_exactly_not(preset, training):
         assert float(found["head.layers.0.weight"].norm()) > 0
         out = m(*batch(), seed=3)
         assert float(gradients(m, out.kl)["mask_head.weight"].norm()) > 0  # the KL reaches it either way
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_task_gradient_is_that_of_the_packed_multiplier(monkeypatch, wanted):
+    """d loss / d logit = (finite difference of the loss in the factor of a selected base, at 1) x dm / dlogit."""
+    m, inputs = model("hard", task_gradient=wanted, select_bias=0.8).double(), batch()
+    pack, factor, logits = seq2exp.model.pack_selected, torch.ones(3, LENGTH, dtype=torch.float64), []
+    monkeypatch.setattr(seq2exp.model, "pack_selected", lambda x, mask: pack(x, mask * factor))
+    m.mask_head.register_forward_hook(lambda _module, _inputs, output: logits.append(output))
+    inputs = (inputs[0], inputs[1].double(), inputs[2].double())
+
+    def loss():
+        out = m(*inputs)
+        return F.mse_loss(out.expression, torch.ones(3, dtype=torch.float64)), out
+
+    value, out = loss()
+    found = torch.autograd.grad(value, logits[0], allow_unused=True)[0]
+    found = torch.zeros(3, LENGTH, 2) if found is None else found
+    dm_dalpha = out.beta / (out.alpha + out.beta) ** 2
+    slope = dm_dalpha * torch.sigmoid(logits[0][..., 1])  # softplus; z_scale is 1
+    selected = out.mask.bool()
+    selected[:, CENTRE] = False
+    bases = selected.nonzero()[:: max(1, int(selected.sum()) // 8)]
+    assert len(bases) >= 4
+    for b, j in bases.tolist():
+        with torch.no_grad():
+            factor[b, j] = 1 + 1e-5
+            above = loss()[0]
+            factor[b, j] = 1 - 1e-5
+            below = loss()[0]
+            factor[b, j] = 1
+        expected = (above - below) / 2e-5 * slope[b, j] if wanted else torch.zeros(())
+        assert abs(float(found[b, j, 1].detach() - expected)) <= 1e-5 * abs(float(expected))
+    assert float(found[selected].abs().min()) > 0 or not wanted
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

@@ -2,9 +2,9 @@
 
     python tests/support/make_beta_gradients.py
 
-At 200 random points: alpha and beta log-uniform over 1e-3..1e4, the logit z drawn from the Beta and kept where m does not
-round to 0 or 1. -(dF/dalpha) / (p(m) dm/dz) by central differences of the incomplete Beta function, in 50 digits; the
-function by its series of positive terms. Needs mpmath and numpy.
+At 200 random points: alpha and beta log-uniform over 1e-3..1e4, the logit z drawn from the Beta and kept where m does
+not round to 0 or 1. -(dF/dalpha) / (p(m) dm/dz) by central differences of the incomplete Beta function, in 50 digits;
+the function by its series of positive terms. Needs mpmath (torch brings it) and numpy.
 """
 
 from __future__ import annotations

@@ -26,9 +26,7 @@ def settings(**changed: Any) -> Settings:
     return Settings(**{**DEFAULTS, **changed})
 
 
-def problem(
-    batch=2, length=130, dtype=torch.float32, regions=True, seed=0, **changed: Any
-) -> SimpleNamespace:
+def problem(batch=2, length=130, dtype=torch.float32, regions=True, seed=0, **changed: Any) -> SimpleNamespace:
     """Inputs of `forward` by name, the gradients of the outputs, and the settings."""
     g = torch.Generator().manual_seed(seed)
     exclude, include = (torch.rand(batch, length, generator=g) < 0.2 for _ in range(2))
@@ -74,9 +72,7 @@ def of_concentrations(
     return out, saved
 
 
-def by_concentrations(
-    module: ModuleType, grads: BetaMask, saved: Saved, **changed: Any
-) -> tuple[Tensor, Tensor]:
+def by_concentrations(module: ModuleType, grads: BetaMask, saved: Saved, **changed: Any) -> tuple[Tensor, Tensor]:
     """Gradients by alpha and beta, (1, n): those by the logits, large ones, where softplus has slope 1."""
     dtype = saved.alpha.dtype
     track, logits = torch.zeros(1, dtype=dtype), torch.full((*saved.alpha.shape, 2), 50.0, dtype=dtype)
@@ -108,8 +104,8 @@ def precise_gradients() -> SimpleNamespace:
 
 @functools.cache
 def logit_cdf(alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """Points and the CDF of logit(m), m ~ Beta(alpha, beta), at them, float64: the trapezium rule on a grid that is fine
-    where the density has its features (mean, zero) and reaches far into its exponential tails."""
+    """Points and the CDF of logit(m), m ~ Beta(alpha, beta), at them, float64: the trapezium rule on a grid that is
+    fine where the density has its features (mean, zero) and reaches far into its exponential tails."""
     a, b = (torch.tensor(x, dtype=torch.float64) for x in (alpha, beta))
     mean = torch.digamma(a) - torch.digamma(b)
     deviation = torch.sqrt(torch.polygamma(1, a) + torch.polygamma(1, b))
