@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import add_norm  # noqa: F401  (registers its benchmarks)
+import beta_mask  # noqa: F401
 import layer  # noqa: F401
 import scan  # noqa: F401
 from harness import REGISTRY, Benchmark, Result, measure

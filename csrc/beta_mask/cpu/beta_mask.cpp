@@ -1,9 +1,5 @@
 // The torch side of the CPU mask: allocation, threads, and what follows the kernels: selection, regions, sums over blocks.
 // Shapes and dtypes are checked in ops.py; here only what would otherwise read out of bounds.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,13 +9,11 @@
 #include "beta_mask/cpu/mask.h"
 #include "beta_mask/cpu/select.h"
 #include "common/cpu.h"
-#include "common/pages.h"
+#include "common/cpu_tensors.h"
 
 namespace seq2exp {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
 constexpr double EPSILON = 1e-8;
@@ -35,19 +29,6 @@ const MaskKernels& kernels() {
   }
 }
 
-Storage storage(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Storage::float32;
-    case ScalarType::BFloat16: return Storage::bfloat16;
-    case ScalarType::Half: return Storage::float16;
-    default: STD_TORCH_CHECK(false, "beta_mask: ", name, " must be float32, bfloat16 or float16");
-  }
-  return Storage::float32;
-}
-
-Tensor fresh(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype = ScalarType::Float) {
-  return on_huge_pages(torch::stable::new_empty(like, shape, dtype));
-}
 float* floats(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
 
 // The arguments common to both directions, with the tensors that keep their memory alive.
@@ -104,10 +85,7 @@ struct Problem {
   }
   void run(void (*kernel)(const MaskArgs&, int64_t, int64_t, float*)) const {
     over_blocks([&](int64_t begin, int64_t end) {
-      if (begin >= end) return;
-      std::vector<float> scratch(k.scratch(a) + 16);
-      const auto address = reinterpret_cast<uintptr_t>(scratch.data());
-      kernel(a, begin, end, scratch.data() + (64 - address % 64) % 64 / sizeof(float));
+      if (begin < end) kernel(a, begin, end, allocate<float>(k.scratch).get());
     });
   }
 };
@@ -196,9 +174,9 @@ std::vector<Tensor> forward(Tensor logits, Tensor signals, Tensor weights, Tenso
   a.rows = p.dense<int64_t>(rows, ScalarType::Long, a.batch, "rows");
   a.key[0] = static_cast<uint32_t>(static_cast<uint64_t>(seed)), a.key[1] = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
   const std::vector<int64_t> shape{a.batch, a.length};
-  Tensor mask = fresh(logits, shape), soft = fresh(logits, shape), alpha = fresh(logits, shape), beta = fresh(logits, shape);
-  Tensor logit = sample ? fresh(logits, shape) : fresh(logits, {0}), marks = fresh(logits, shape, ScalarType::Byte);
-  Tensor lowest = fresh(logits, {3});
+  Tensor mask = fresh(logits, shape, ScalarType::Float), soft = fresh(logits, shape, ScalarType::Float), alpha = fresh(logits, shape, ScalarType::Float), beta = fresh(logits, shape, ScalarType::Float);
+  Tensor logit = sample ? fresh(logits, shape, ScalarType::Float) : fresh(logits, {0}, ScalarType::Float), marks = fresh(logits, shape, ScalarType::Byte);
+  Tensor lowest = fresh(logits, {3}, ScalarType::Float);
   a.soft = floats(soft), a.alpha = floats(alpha), a.beta = floats(beta), a.logit = floats(logit);
   std::vector<double> divergence(p.all_blocks());
   std::vector<float> lows(p.all_blocks() * 3);
@@ -245,13 +223,13 @@ std::vector<Tensor> backward(Optional grad_mask, Optional grad_soft, Optional gr
   a.beta = const_cast<float*>(p.dense<float>(beta, ScalarType::Float, p.bases(), "beta"));
   a.logit = const_cast<float*>(p.dense<float>(logit, ScalarType::Float, sample ? p.bases() : 0, "logit"));
   a.marks = p.dense<uint8_t>(marks, ScalarType::Byte, p.bases(), "marks");
-  Tensor grad_logits = fresh(logits, {a.batch, a.length, 2}, logits.scalar_type());
+  Tensor grad_logits = fresh(logits, {a.batch, a.length, 2});
   a.grad_logits = p.channels(grad_logits, 2, "grad_logits");
   std::vector<Tensor> results{grad_logits, fresh(weights, {a.tracks}), fresh(betas, {a.tracks})};
   if (signals) a.signals = p.channels(*signals, a.tracks, "signals");
   if (for_signals) {
     STD_TORCH_CHECK(signals.has_value(), "beta_mask: the gradient of signals needs signals");
-    results.push_back(fresh(*signals, {a.batch, a.length, a.tracks}, signals->scalar_type()));
+    results.push_back(fresh(*signals, {a.batch, a.length, a.tracks}));
     a.grad_signals = p.channels(results.back(), a.tracks, "grad_signals");
   }
   std::vector<double> sums(p.all_blocks() * (a.tracks + 2));

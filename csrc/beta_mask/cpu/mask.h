@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 #include "common/prior.h"
-#include "selective_scan/cpu/scan.h"
+#include "common/strided.h"
 
 namespace seq2exp {
 
@@ -37,7 +37,7 @@ constexpr uint8_t MARK_OPEN = 1, MARK_FLAT = 1 << 1;
 
 // Work items count blocks: (batch, blocks).
 struct MaskKernels {
-  int64_t (*scratch)(const MaskArgs&);  // floats of scratch a thread needs
+  int64_t scratch;  // floats that a thread needs
   void (*forward)(const MaskArgs&, int64_t begin, int64_t end, float* scratch);
   void (*backward)(const MaskArgs&, int64_t begin, int64_t end, float* scratch);
 };

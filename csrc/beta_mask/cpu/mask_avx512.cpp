@@ -3,7 +3,7 @@
 
 namespace seq2exp {
 const MaskKernels* mask_kernels_avx512() {
-  static constexpr MaskKernels table = {scratch, forward, backward};
+  static constexpr MaskKernels table = {SCRATCH, forward, backward};
   return &table;
 }
 }  // namespace seq2exp

@@ -54,7 +54,7 @@ struct Planes {
         draw_beta(p + 5 * MASK_BLOCK), values(p + 6 * MASK_BLOCK), pending(p + 7 * MASK_BLOCK), track(p + 8 * MASK_BLOCK) {}
 };
 
-int64_t scratch(const MaskArgs&) { return 9 * MASK_BLOCK; }
+constexpr int64_t SCRATCH = 9 * MASK_BLOCK;
 
 
 // Sum and minimum of n floats, in an order that depends on nothing else.

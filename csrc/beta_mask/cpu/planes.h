@@ -2,7 +2,7 @@
 // instruction set, after WIDTH is defined.
 #pragma once
 #include "beta_mask/cpu/mask.h"
-#include "selective_scan/cpu/vector.h"
+#include "common/vector.h"
 
 namespace seq2exp {
 namespace {
