@@ -43,7 +43,7 @@ S2E_HD V square_root(V x) {
 
 // An integer of magnitude below 2^22 as a float.
 template <class V>
-S2E_HD V to_float(Bits<V> i) {
+S2E_HD V integer_to_float(Bits<V> i) {
   return bit_cast<V>(i + 0x4b400000) - ROUND;
 }
 
@@ -71,7 +71,7 @@ S2E_HD V log_of_parts(V f, V e) {
 template <class V>
 S2E_HD V log(V x) {
   const Bits<V> e = exponent(x);
-  return log_of_parts(bit_cast<V>(bit_cast<Bits<V>>(x) - (e << 23)) - 1.f, to_float<V>(e));
+  return log_of_parts(bit_cast<V>(bit_cast<Bits<V>>(x) - (e << 23)) - 1.f, integer_to_float<V>(e));
 }
 
 // log(1 + x), x > -1.
@@ -79,7 +79,7 @@ template <class V>
 S2E_HD V log1p(V x) {
   const Bits<V> e = exponent(x + 1.f);
   const V scale = bit_cast<V>(0x3f800000 - (e << 23));  // 2^-e
-  return log_of_parts(x * scale + (scale - 1.f), to_float<V>(e));
+  return log_of_parts(x * scale + (scale - 1.f), integer_to_float<V>(e));
 }
 
 // e^x - 1, |x| < 87.
