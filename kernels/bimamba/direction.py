@@ -56,6 +56,7 @@ class DirectionGrads(NamedTuple):
     u, delta, y, z: (batch, dim, L), B, C: (batch, state, L), in the dtype of the signals. A: (dim, state), D, dt_bias:
     (dim,), float32 or wider. delta: gradient of dt_proj low.
     closing: y is (y + add) silu(z), z the gradient of z. Otherwise y is the y of this direction, z is None.
+    The last use of grad, z and add: their memory may be that of the gradient of u, of the gradient of z and of y.
     """
 
     u: Tensor

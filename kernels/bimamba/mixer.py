@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq2exp.kernels.bimamba.direction import Direction, DirectionGrads, Taps
+from seq2exp.kernels.bimamba.direction import Direction, Taps
 from seq2exp.kernels.bimamba.reference import ScanWeights
 
 _MODULES = {"reference": "composed", "cpu": "native", "triton": "triton", "cuda": "cuda"}
@@ -84,7 +84,7 @@ def _joint_forward(
     m: ModuleType, h: Tensor, w: Weights, cu_seqlens: Tensor | None, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     (in_proj, out_proj), (fwd, rev) = w.projections[0], w.directions
-    x, z = _project(m, in_proj, h.transpose(1, 2)).chunk(2, dim=1)
+    x, z = _halves(m, in_proj, h)
     c_fwd, c_rev = m.convolve(x, _taps(fwd), _taps(rev), cu_seqlens)
     y, states_fwd = m.scan(_direction(m, c_fwd, fwd, None, None, False, cu_seqlens), save_states)
     y, states_rev = m.scan(_direction(m, c_rev, rev, z, y, True, cu_seqlens), save_states)
@@ -96,26 +96,14 @@ def _joint_backward(
 ) -> tuple[Tensor, Weights]:
     """The directions one after the other, so that the temporaries of only one exist."""
     (in_proj, out_proj), (fwd, rev) = w.projections[0], w.directions
-    x, z = _project(m, in_proj, h.transpose(1, 2)).chunk(2, dim=1)
+    x, z = _halves(m, in_proj, h)
     grad = _project(m, out_proj.t(), grad_out.transpose(1, 2))
-
-    c, _ = m.convolve(x, _taps(fwd), None, cu_seqlens)
-    d = _direction(m, c, fwd, z, None, False, cu_seqlens)
-    g = m.scan_backward(grad, d, states[0], False)
-    y = g.y
-    grad_c_fwd, grad_fwd = _contract(m, g, d, fwd)
-
-    _, c = m.convolve(x, None, _taps(rev), cu_seqlens)
-    d = _direction(m, c, rev, z, y, True, cu_seqlens)
-    g = m.scan_backward(grad, d, states[1], True)
-    del grad, c, y
-    grad_out_proj = _outer(m, grad_out.transpose(1, 2), g.y)
-    grad_z = g.z
-    g = g._replace(y=None, z=None)
-    grad_c_rev, grad_rev = _contract(m, g, d, rev)
-    del g, d, z
-
+    y, _, grad_c_fwd, grad_fwd = _direction_backward(m, grad, x, z, None, fwd, False, cu_seqlens, states[0], False)
+    y, grad_z, grad_c_rev, grad_rev = _direction_backward(m, grad, x, z, y, rev, True, cu_seqlens, states[1], True)
+    grad_out_proj = _outer(m, grad_out.transpose(1, 2), y)
+    del grad, y, z
     conv = m.convolve_backward(x, grad_c_fwd, grad_c_rev, _taps(fwd), _taps(rev), cu_seqlens)
+    del x, grad_c_fwd, grad_c_rev
     grad_h, grad_in_proj = _project_backward(m, conv.x, grad_z, in_proj, h)
     return grad_h, Weights(
         [(grad_in_proj, grad_out_proj)], [_with_taps(grad_fwd, conv.fwd), _with_taps(grad_rev, conv.rev)]
@@ -138,7 +126,7 @@ def _single_forward(
     m: ModuleType, h: Tensor, w: Weights, i: int, cu_seqlens: Tensor | None, save_states: bool
 ) -> tuple[Tensor, Tensor]:
     in_proj, out_proj, own, reverse = _single(w, i)
-    x, z = _project(m, in_proj, h.transpose(1, 2)).chunk(2, dim=1)
+    x, z = _halves(m, in_proj, h)
     c = m.convolve(x, *_one_way(_taps(own), reverse), cu_seqlens)[i]
     y, states = m.scan(_direction(m, c, own, z, None, reverse, cu_seqlens), save_states)
     return _to_bases(m, out_proj, y), states
@@ -149,18 +137,23 @@ def _single_backward(
 ) -> tuple[Tensor, tuple[Tensor, Tensor], ScanWeights]:
     """Gradients of h, (in_proj, out_proj) and the direction's weights."""
     in_proj, out_proj, own, reverse = _single(w, i)
-    x, z = _project(m, in_proj, h.transpose(1, 2)).chunk(2, dim=1)
-    c = m.convolve(x, *_one_way(_taps(own), reverse), cu_seqlens)[i]
-    d = _direction(m, c, own, z, None, reverse, cu_seqlens)
-    g = m.scan_backward(_project(m, out_proj.t(), grad_out.transpose(1, 2)), d, states, True)
-    grad_out_proj = _outer(m, grad_out.transpose(1, 2), g.y)
-    grad_c, grad_own = _contract(m, g, d, own)
+    x, z = _halves(m, in_proj, h)
+    grad = _project(m, out_proj.t(), grad_out.transpose(1, 2))
+    y, grad_z, grad_c, grad_own = _direction_backward(m, grad, x, z, None, own, reverse, cu_seqlens, states, True)
+    grad_out_proj = _outer(m, grad_out.transpose(1, 2), y)
+    del grad, y, z
     conv = m.convolve_backward(x, *_one_way(grad_c, reverse), *_one_way(_taps(own), reverse), cu_seqlens)
-    grad_h, grad_in_proj = _project_backward(m, conv.x, g.z, in_proj, h)
+    grad_h, grad_in_proj = _project_backward(m, conv.x, grad_z, in_proj, h)
     return grad_h, (grad_in_proj, grad_out_proj), _with_taps(grad_own, conv.rev if reverse else conv.fwd)
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _halves(m: ModuleType, in_proj: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """x and z (batch, d_inner, L), apart from each other in memory: each goes when it is no longer needed."""
+    weight_x, weight_z = in_proj.chunk(2)
+    return _project(m, weight_x, h.transpose(1, 2)), _project(m, weight_z, h.transpose(1, 2))
 
 
 def _taps(w: ScanWeights) -> Taps:
@@ -176,16 +169,24 @@ def _direction(
     return Direction(c, low, w.dt_proj, -torch.exp(w.A_log), B, C, w.D, w.dt_bias, z, add, reverse, cu_seqlens)
 
 
-def _contract(m: ModuleType, g: DirectionGrads, d: Direction, w: ScanWeights) -> tuple[Tensor, ScanWeights]:
-    """From the gradients of a scan's inputs those of the convolution's output and of the weights (conv's: absent)."""
+def _direction_backward(
+    m: ModuleType, grad: Tensor, x: Tensor, z: Tensor, add: Tensor | None, w: ScanWeights, reverse: bool,
+    cu_seqlens: Tensor | None, states: Tensor, closing: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, ScanWeights]:  # fmt: skip
+    """y and the gradient of z as in `DirectionGrads`, gradients of the convolution's output and of the weights.
+
+    Those of the convolution's weights are left to `_with_taps`. closing: overwrites grad, z and add.
+    """
+    c = m.convolve(x, *_one_way(_taps(w), reverse), cu_seqlens)[reverse]
+    d = _direction(m, c, w, z, add, reverse, cu_seqlens)
+    g = m.scan_backward(grad, d, states, closing)
     grad_low = _project(m, w.dt_proj.t().to(g.delta.dtype), g.delta)
     grad_projected = torch.cat([grad_low, g.B, g.C], 1)
-    grads = ScanWeights(
-        conv_weight=w.conv_weight, conv_bias=w.conv_bias,  # replaced by _with_taps
-        x_proj=_outer(m, grad_projected, d.u), dt_proj=_outer(m, d.low, g.delta).t().to(w.dt_proj.dtype),
+    grads = w._replace(
+        x_proj=_outer(m, grad_projected, c), dt_proj=_outer(m, d.low, g.delta).t().to(w.dt_proj.dtype),
         dt_bias=g.dt_bias, A_log=g.A * d.A, D=g.D,
     )  # fmt: skip
-    return _project(m, w.x_proj.t(), grad_projected, onto=g.u), grads
+    return g.y, g.z, _project(m, w.x_proj.t(), grad_projected, onto=g.u), grads
 
 
 def _with_taps(w: ScanWeights, taps: Taps) -> ScanWeights:
@@ -202,7 +203,7 @@ def _project(m: ModuleType, weight: Tensor, x: Tensor, onto: Tensor | None = Non
         return torch.bmm(weight, x) if onto is None else onto.baddbmm_(weight, x)
     if onto is None:
         return F.linear(x.transpose(1, 2), weight).transpose(1, 2)
-    _by_base(onto).addmm_(_by_base(x), weight.t())
+    onto.transpose(1, 2).view(-1, onto.shape[1]).addmm_(_by_base(x), weight.t())
     return onto
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from mixer_problems import check_convolution, check_scan, direction, taps
+from mixer_problems import check_convolution, check_scan, direction, scan_backward, taps
 from scan_problems import rms_error
 from torch import Tensor
 from triton_interpreter import backwards, races
@@ -41,7 +41,7 @@ def signal(length: int, batch: int = 1, dim: int = 3, dtype: torch.dtype = torch
 
 def run_scan(d: Direction) -> list[Tensor]:
     out, states = mixer.scan(d)
-    grads = [x for closing in (False, True) for x in mixer.scan_backward(torch.ones_like(d.u), d, states, closing)]
+    grads = [x for closing in (False, True) for x in scan_backward(mixer, torch.ones_like(d.u), d, states, closing)]
     return [out, states, *(x for x in grads if x is not None)]
 
 

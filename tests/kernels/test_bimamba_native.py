@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from mixer_problems import SIGNALS, check_convolution, check_scan, direction, taps
+from mixer_problems import SIGNALS, check_convolution, check_scan, direction, scan_backward, taps
 from scan_problems import far_apart, rms_error
 from torch import Tensor
 
@@ -78,9 +78,10 @@ def test_scan_layout_and_direction(isa, channels_last, reverse, dtype):
     d = direction(dim=32, length=150, rank=8, channels_last=channels_last, reverse=reverse, dtype=dtype)
     check_scan(native, d)
     out, states = native.scan(d)
-    grads = native.scan_backward(torch.ones_like(d.u), d, states, True)
-    for x in (out, grads.u, grads.delta, grads.y, grads.z):
+    grads = scan_backward(native, torch.ones_like(d.u), d, states, True)
+    for x in (out, grads.u, grads.delta, grads.y):
         assert x.stride() == d.u.stride()
+    assert grads.z.stride() == d.z.stride()
     assert (grads.B.stride(1) == 1) == (grads.C.stride(1) == 1) == channels_last
 
 
@@ -145,7 +146,7 @@ def test_scan_nan_stays_in_its_row(isa):
     touched[1, 7, 20] = True
     assert torch.equal(out[~touched], clean[~touched]) and out[touched].isnan().all()
     for closing in (False, True):
-        grads = native.scan_backward(torch.ones_like(d.u), d, states, closing)
+        grads = scan_backward(native, torch.ones_like(d.u), d, states, closing)
         rows = torch.ones(out.shape[:2], dtype=torch.bool)
         rows[0, 3] = rows[1, 7] = False
         for x in (grads.u, grads.delta, grads.y):
@@ -161,7 +162,7 @@ def test_nothing_crosses_a_boundary(isa, reverse):
     d.u[..., poison] = torch.nan
     out, states = native.scan(d)
     assert out[..., ~poison].isfinite().all() and out[..., poison].isnan().all()
-    grads = native.scan_backward(torch.ones_like(d.u), d, states, True)
+    grads = scan_backward(native, torch.ones_like(d.u), d, states, True)
     for x in (grads.u, grads.delta, grads.y, grads.z, grads.B, grads.C):
         assert x[..., ~poison].isfinite().all()
 
@@ -187,7 +188,7 @@ def test_scan_same_bits_for_any_number_of_threads(isa, shape):
 
     def run() -> list[Tensor]:
         out, states = native.scan(d)
-        closing, other = (native.scan_backward(torch.ones_like(d.u), d, states, closing) for closing in (True, False))
+        closing, other = (scan_backward(native, torch.ones_like(d.u), d, states, closing) for closing in (True, False))
         return [out, states, *closing, *other[:-1]]
 
     assert_same_bits(run)
@@ -219,10 +220,10 @@ def test_scan_refuses_what_would_read_out_of_bounds():
         with pytest.raises(RuntimeError):
             native.scan(bad)
         with pytest.raises(RuntimeError):
-            native.scan_backward(torch.ones_like(d.u), bad, states, True)
+            scan_backward(native, torch.ones_like(d.u), bad, states, True)
     for grad, saved in ((torch.ones_like(d.u)[1:], states), (torch.ones_like(d.u), states[:, :, 1:])):
         with pytest.raises(RuntimeError):
-            native.scan_backward(grad, d, saved, True)
+            scan_backward(native, grad, d, saved, True)
     with pytest.raises(RuntimeError, match="cu_seqlens must rise from 0 to L"):
         native.scan(direction(batch=1, length=70, cu_seqlens=[0, 60, 50, 70]))
 

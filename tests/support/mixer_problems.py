@@ -9,7 +9,7 @@ from scan_problems import FORWARD_LIMIT, GRAD_LIMIT, rms_error
 from torch import Tensor
 
 from seq2exp.kernels.bimamba import composed
-from seq2exp.kernels.bimamba.direction import Direction, Taps
+from seq2exp.kernels.bimamba.direction import Direction, DirectionGrads, Taps
 
 SIGNALS = ("u", "low", "B", "C", "z", "add")
 
@@ -50,6 +50,15 @@ def on(d: Direction, *, dtype: torch.dtype | None = None, device: str | None = N
     return Direction(*moved)
 
 
+def scan_backward(module: ModuleType, grad: Tensor, d: Direction, states: Tensor, closing: bool) -> DirectionGrads:
+    """A backend's scan_backward, which may overwrite what it is given: on copies with the same strides."""
+
+    def copy(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+
+    return module.scan_backward(copy(grad), d._replace(z=copy(d.z), add=copy(d.add)), states, closing)
+
+
 def check_scan(module: ModuleType, d: Direction, device: str = "cpu") -> None:
     """Forward and both kinds of backward of a backend's scan against plain PyTorch in float64."""
     batch, dim, length = d.u.shape
@@ -68,7 +77,7 @@ def check_scan(module: ModuleType, d: Direction, device: str = "cpu") -> None:
         return
     grad = torch.randn(d.u.shape, generator=torch.Generator().manual_seed(7)).to(dtype)
     for closing in (False, True):
-        got = module.scan_backward(grad.to(device), d, states, closing)
+        got = scan_backward(module, grad.to(device), d, states, closing)
         exact = composed.scan_backward(grad.double(), exact_d, exact_states, closing)
         for name, x, want in zip(got._fields, got, exact, strict=True):
             if want is None:

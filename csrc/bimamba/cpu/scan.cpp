@@ -41,7 +41,8 @@ std::tuple<Tensor, Tensor> forward(Tensor u, Tensor low, Tensor dt_proj, Tensor 
   return {out, states};
 }
 
-// du, ddelta, dA, dB, dC, dD, ddt_bias, y, dz; dz is empty unless closing.
+// du, ddelta, dA, dB, dC, dD, ddt_bias, y, dz; dz is empty unless closing. Closing overwrites grad, add and z: du, y and dz
+// are those tensors. The kernels read a tile of all inputs before they write its outputs.
 std::vector<Tensor> backward(Tensor grad, Tensor u, Tensor low, Tensor dt_proj, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias,
                              Tensor z, Optional add, bool reverse, Optional cu_seqlens, Tensor states, bool closing) {
   Problem p(u, low, dt_proj, A, B, C, D, dt_bias, z, closing ? add : std::nullopt, reverse, cu_seqlens);
@@ -49,7 +50,8 @@ std::vector<Tensor> backward(Tensor grad, Tensor u, Tensor low, Tensor dt_proj, 
   p.set_states(states);
   a.grad = channels(grad, a, "grad_out");
   a.gated = closing;
-  Tensor du = fresh_like(u), ddelta = fresh_like(u), y = fresh_like(u), dz = closing ? fresh_like(u) : fresh(u, {0});
+  Tensor du = closing ? grad : fresh_like(u), ddelta = fresh_like(u), y = closing && add ? *add : fresh_like(u);
+  Tensor dz = closing ? z : fresh(u, {0});
   Tensor dA = fresh(A, {a.dim, a.state}), dB = fresh_like(B), dC = fresh_like(C), dD = fresh(A, {a.dim}), dbias = fresh(A, {a.dim});
   a.du = channels(du, a, "du");
   a.ddelta = channels(ddelta, a, "ddelta");
