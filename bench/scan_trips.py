@@ -1,8 +1,9 @@
-"""How the CUDA scan is launched for a problem, and how often a thread passes each mark of its kernels.
+"""How a CUDA scan is launched for a problem, and how often a thread passes each mark of its kernels.
 
-Follows the host side (csrc/selective_scan/cuda/launch.cuh, segments.cpp); constants and mark numbers are read from the
-sources. Problems are those of `make static`: one group of B and C, at most kStateBlock states, aligned contiguous rows
-of (batch, dim, L) and (batch, 1, state, L), everything optional present, channels a multiple of the warps of a block.
+Follows the host side (csrc/selective_scan/cuda/launch.cuh, segments.cpp, csrc/bimamba/cuda/scan.cuh); constants and
+mark numbers are read from the sources. Problems are those of `make static`: one group of B and C, at most kStateBlock
+states, aligned contiguous rows of (batch, dim, L) and (batch, 1, state, L), everything optional present, channels a
+multiple of the warps of a block.
 """
 
 from __future__ import annotations
@@ -13,20 +14,28 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / "csrc" / "selective_scan" / "cuda"
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+FOLDERS = [CSRC / op / "cuda" for op in ("selective_scan", "bimamba")]
 NAMES = {"float32": "float", "bfloat16": "bfloat16", "float16": "float16"}
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Problem:
-    direction: str  # "forward" or "backward"
+    """direction: "forward", "backward", or of a mixer "mixer forward", "mixer backward, open" or "..., closing"."""
+
+    direction: str
     length: int
     dtype: str
     reverse: bool = False
     batch: int = 8
     dim: int = 256
     state: int = 16
+    rank: int = 8  # of the step sizes of a mixer
+
+    @property
+    def mixer(self) -> bool:
+        return self.direction.startswith("mixer")
 
     @property
     def elements(self) -> int:
@@ -47,8 +56,8 @@ class Launch:
 
 @cache
 def constants() -> dict[str, int]:
-    """Every `constexpr int NAME = NUMBER` of the scan's sources, and the default shape: items a lane, warps a block."""
-    text = "".join(path.read_text() for path in sorted(FOLDER.iterdir()))
+    """Every `constexpr int NAME = NUMBER` of the sources, and the default shape: items a lane, warps a block."""
+    text = "".join(path.read_text() for folder in FOLDERS for path in sorted(folder.iterdir()))
     declared = re.findall(r"constexpr int(?:64_t)? ([^;]+);", text)
     shape = re.search(r"GpuShape shape\{(\d+), (\d+)\};", text)
     assert shape
@@ -59,7 +68,7 @@ def constants() -> dict[str, int]:
 @cache
 def mark_numbers() -> dict[str, int]:
     """Mark -> number: `enum Mark { kMarkTile = 1, ... }` as Tile: 1, ..."""
-    names = re.search(r"enum Mark \{(.*?)\}", (FOLDER / "tile.cuh").read_text(), re.DOTALL)
+    names = re.search(r"enum Mark \{(.*?)\}", (FOLDERS[0] / "tile.cuh").read_text(), re.DOTALL)
     assert names
     return {name: i for i, name in enumerate(re.findall(r"kMark(\w+)", names[1]), start=1)}
 
@@ -68,14 +77,15 @@ def block_shape(kernel: str, state: int = 16) -> tuple[int, int]:
     """Threads and bytes of dynamic shared memory of a block of a kernel, named as in `Launch`."""
     c = constants()
     name, *parameters = re.findall(r"\w+", kernel)
-    if name == "selective_scan_chain_kernel":
+    kind = name.split("_scan_")[1]
+    if kind == "chain_kernel":
         return 128, 0
-    tile = c["SCAN_GPU_CHUNK"] if name == "selective_scan_bwd_kernel" else 32 * int(parameters[1])
+    tile = c["SCAN_GPU_CHUNK"] if kind == "bwd_kernel" else 32 * int(parameters[1])
     tiles, floats = {
-        "selective_scan_fwd_kernel": (2, 4),
-        "selective_scan_segment_kernel": (1, 2),
-        "selective_scan_bwd_kernel": (4, 4),
-    }[name]  # of B, C and their gradients; of a state of a channel
+        "fwd_kernel": (2, 4),
+        "segment_kernel": (1, 2),
+        "bwd_kernel": (4, 4),
+    }[kind]  # of B, C and their gradients; of a state of a channel
     return 32 * c["warps"], 4 * (min(state, c["kStateBlock"]) * tiles * tile + c["warps"] * floats * state)
 
 
@@ -83,7 +93,27 @@ def launches(p: Problem) -> list[Launch]:
     """Every kernel of ours that the op starts."""
     c = constants()
     assert p.state <= c["kStateBlock"] and p.length % 8 == 0
-    return forward(p) if p.direction == "forward" else backward(p)
+    return forward(p) if p.direction.endswith("forward") else backward(p)
+
+
+def kernel(p: Problem, kind: str, *parameters: int | bool) -> str:
+    """As c++filt prints it."""
+    op = "bimamba_scan" if p.mixer else "selective_scan"
+    given = ", ".join([NAMES[p.dtype], *(str(x).lower() for x in parameters)])
+    return f"{op}_{kind}_kernel<{given}>"
+
+
+def ranks(p: Problem, whole: float, ragged: float) -> dict[str, float]:
+    """Marks of a mixer's step sizes, which are formed in this many tiles."""
+    if not p.mixer:
+        return {}
+    rounds, rest = divmod(p.rank, constants()["kRankRows"])
+    return {"Ranks": whole * rounds, "Rank": whole * rest, "ScalarRank": ragged * p.rank}
+
+
+def scalar_low(p: Problem, ragged: float) -> dict[str, float]:
+    """The branch of `ranks` that ragged tiles take."""
+    return {"ScalarLow": ragged} if p.mixer else {}
 
 
 def forward_segments(p: Problem) -> int:
@@ -97,13 +127,13 @@ def backward_segments(p: Problem) -> int:
 
 
 def forward(p: Problem) -> list[Launch]:
-    items, warps = constants()["items"], constants()["warps"]
+    items, warps = constants()["kMixerItems" if p.mixer else "items"], constants()["warps"]
     tile = 32 * items
     segments = forward_segments(p)
     mine, last = -(-p.length // tile) / segments, (p.length % tile > 0) / segments  # tiles of a block, ragged ones
     staged = 2 * p.state / warps  # rows of B and C that a warp copies
     main = Launch(
-        f"selective_scan_fwd_kernel<{NAMES[p.dtype]}, {items}, {flag(p.reverse)}>",
+        kernel(p, "fwd", items, p.reverse),
         p.batch * segments * p.dim // warps,
         32 * warps,
         marks={
@@ -112,10 +142,11 @@ def forward(p: Problem) -> list[Launch]:
             "Save": mine,
             "States": mine,
             "State": mine * p.state,
-            "Last": 1 / segments,
             "Stage": mine * staged,
+            **ranks(p, mine - last, last),
+            **({} if p.mixer else {"Last": 1 / segments}),
         },
-        branches={"ScalarLoad": last * (3 + staged), "ScalarStore": last, "Ragged": last},
+        branches={"ScalarLoad": last * (3 + staged), "ScalarStore": last, "Ragged": last, **scalar_low(p, last)},
         sites={"Stage": 2},
     )
     if segments == 1:
@@ -129,8 +160,10 @@ def backward(p: Problem) -> list[Launch]:
     mine, last = -(-p.length // chunk) / segments, (p.length % chunk > 0) / segments
     turns = p.dim / warps  # of the block's warps over the channels
     staged = 2 * p.state / warps  # rows of B and C that a warp copies
+    closing = p.direction.endswith("closing")
+    loads, stores = (7 if closing else 4, 4 if closing else 3) if p.mixer else (8, 3)  # of rows of a channel
     main = Launch(
-        f"selective_scan_bwd_kernel<{NAMES[p.dtype]}, {flag(p.reverse)}, true>",
+        kernel(p, "bwd", p.reverse, closing or not p.mixer),
         p.batch * segments,
         32 * warps,
         marks={
@@ -144,13 +177,15 @@ def backward(p: Problem) -> list[Launch]:
             "Sums": 2 * mine * p.state * chunk / (32 * warps),
             "Finish": mine * turns,
             "Stage": mine * staged,
+            **ranks(p, (mine - last) * turns, last * turns),
         },
         branches={
             "Begin": mine,
             "End": mine,
-            "ScalarLoad": last * (8 * turns + staged),
-            "ScalarStore": 3 * last * turns,
+            "ScalarLoad": last * (loads * turns + staged),
+            "ScalarStore": stores * last * turns,
             "Ragged": last * turns,
+            **scalar_low(p, last * turns),
         },
         sites={"Stage": 2, "Sums": 2},
     )
@@ -170,8 +205,9 @@ def segment_pass(p: Problem, segments: int, unit: int, adjoint: bool) -> Launch:
     ragged = sum(span % tile > 0 for span in walked) / segments
     descending = p.reverse != adjoint
     staged = p.state / warps  # rows of B or C that a warp copies
+    loads = (2 if adjoint else 1) + (0 if p.mixer else 1)  # of rows of a channel
     return Launch(
-        f"selective_scan_segment_kernel<{NAMES[p.dtype]}, {items}, {flag(descending)}, {flag(adjoint)}>",
+        kernel(p, "segment", items, descending, adjoint),
         p.batch * segments * p.dim // warps,
         32 * warps,
         marks={
@@ -181,24 +217,21 @@ def segment_pass(p: Problem, segments: int, unit: int, adjoint: bool) -> Launch:
             "State": (full + ragged) * p.state,
             "Last": len(walked) / segments,
             "Stage": (full + ragged) * staged,
+            **ranks(p, full, ragged),
         },
-        branches={"ScalarLoad": ragged * ((3 if adjoint else 2) + staged), "Ragged": ragged},
+        branches={"ScalarLoad": ragged * (loads + staged), "Ragged": ragged, **scalar_low(p, ragged)},
     )
 
 
 def chain(p: Problem, segments: int, adjoint: bool) -> Launch:
     threads = p.batch * p.dim * p.state
-    return Launch(f"selective_scan_chain_kernel<{flag(adjoint)}>", -(-threads // 128), 128, {"Chain": segments})
-
-
-def flag(x: bool) -> str:
-    """As c++filt prints it."""
-    return "true" if x else "false"
+    name = f"selective_scan_chain_kernel<{str(adjoint).lower()}>"
+    return Launch(name, -(-threads // 128), 128, {"Chain": segments})
 
 
 def torch_elements(p: Problem) -> int:
     """Elements that torch handles around our kernels: dB and dC cast to 16 bits, the parts of dA, dD, dbias added."""
-    if p.direction == "forward":
+    if p.direction.endswith("forward"):
         return 0
     cast = 2 * p.batch * p.state * p.length if BYTES[p.dtype] == 2 else 0
     return cast + p.batch * backward_segments(p) * p.dim * (p.state + 2)

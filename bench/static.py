@@ -2,9 +2,9 @@
 
 Compiles every variant for sm_80 and sm_90 and writes bench/results/static.json: registers, stack, shared memory,
 occupancy and code size of the variants; instructions per state element of the ops, all their kernels together, at
-batch 8 with 256 channels and 16 states; the same count of mamba-ssm's scan as its calibration, where that has been
-fetched (else the recorded one is kept). Exit code 1: a variant spills, a target is missed or the calibration is off;
-2: a tool is not there or kernels and trip counts do not fit together.
+batch 8 with 256 channels and 16 states (a mixer's step sizes of rank 8); the same count of mamba-ssm's scan as its
+calibration, where that has been fetched (else the recorded one is kept). Exit code 1: a variant spills, a target is
+missed or the calibration is off; 2: a tool is not there or kernels and trip counts do not fit together.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ PROBLEMS = [
     Problem(direction, length, dtype, reverse)
     for direction, dtype, length, reverse in product(
         ("forward", "backward"), ("float32", "bfloat16"), (200_000, 200_704), (False, True)
+    )
+]
+MIXER_PROBLEMS = [
+    Problem(direction, 200_000, dtype, reverse)
+    for direction, dtype, reverse in product(
+        ("mixer forward", "mixer backward, open", "mixer backward, closing"), ("float32", "bfloat16"), (False, True)
     )
 ]
 
@@ -67,7 +73,7 @@ def collect() -> dict:
     variants, ops, changes = [], [], {}
     for compiled in static_cuda.compile_all(ARCHITECTURES):
         variants += static_cuda.variants(compiled)
-        ops += [static_cuda.op(compiled, problem) for problem in PROBLEMS]
+        ops += [static_cuda.op(compiled, problem) for problem in (*PROBLEMS, *MIXER_PROBLEMS)]
         changes[f"sm_{compiled.architecture}"] = static_cuda.changed_by_marks(compiled)
     for architecture in ARCHITECTURES:
         variants += static_triton.variants(architecture)

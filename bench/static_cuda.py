@@ -20,7 +20,7 @@ from scan_trips import Problem
 from static_report import TORCH, TORCH_INSTRUCTIONS, Op, Variant
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "csrc" / "selective_scan" / "cuda").glob("scan_*.cu"))  # one a storage type
+SOURCES = sorted((ROOT / "csrc").glob("*/cuda/scan_*.cu"))  # of the scan and of the mixer's, one a storage type
 MARKED = "-DSEQ2EXP_MARKERS"
 
 
@@ -44,7 +44,7 @@ def compile_all(architectures: tuple[int, ...]) -> list[Compiled]:
     ):
 
         def build(architecture: int, source: Path, define: str) -> Path:
-            cubin = Path(folder, f"{source.stem}_{architecture}{define}.cubin")
+            cubin = Path(folder, f"{source.parts[-3]}_{source.stem}_{architecture}{define}.cubin")
             options = [f"-arch=sm_{architecture}", *([define] if define else [])]
             done = subprocess.run([*command, *options, source, "-o", cubin], capture_output=True, text=True)
             if done.returncode:

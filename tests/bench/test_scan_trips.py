@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import scan_trips
 import torch
 from emulated_cuda import SOURCES
-from emulated_scan import EmulatedScan
+from emulated_scan import EmulatedMixer, EmulatedScan
+from mixer_problems import direction as mixer_problem
 from scan_problems import arguments, problem
-from scan_trips import Problem
+from scan_trips import Launch, Problem
 
 NUMBERS = scan_trips.mark_numbers()
 MOST = 8  # launches of an op
+DTYPE = torch.bfloat16
 
 # Only lane 0 counts: a warp passes a mark as often as the lane that passes it most, and no loop favours another lane.
 COUNTING_MARKS = f"""
@@ -53,41 +57,72 @@ class Counted(ctypes.Structure):
         return {name: getattr(self, kind)[i] / warps for name, i in NUMBERS.items() if getattr(self, kind)[i]}
 
 
-@pytest.fixture(scope="module", params=["bfloat16"])
-def scan(request, tmp_path_factory) -> EmulatedScan:
-    """The kernels from a copy of csrc that counts."""
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory) -> Path:
+    """A copy of csrc that counts."""
     sources = tmp_path_factory.mktemp("counting") / "csrc"
     shutil.copytree(SOURCES, sources)
     (sources / "common" / "marks.h").write_text(COUNTING_MARKS)
     with (sources / "common" / "cuda.cuh").open("a") as file:
         file.write(COUNTING_LAUNCH)
-    return EmulatedScan(getattr(torch, request.param), sources=sources)
+    return sources
 
 
-def counted(scan: EmulatedScan, direction: str, inputs: tuple) -> list[Counted]:
+@pytest.fixture(scope="module")
+def scan(counting) -> EmulatedScan:
+    return EmulatedScan(DTYPE, sources=counting)
+
+
+@pytest.fixture(scope="module")
+def mixer(counting) -> EmulatedMixer:
+    return EmulatedMixer(DTYPE, sources=counting)
+
+
+def counted(scan: EmulatedScan | EmulatedMixer, run: Callable[[], object]) -> list[Counted]:
     loaded = scan._library
     launched = ctypes.c_int.in_dll(loaded, "launched")
-    out, _, states = scan.forward(*inputs)
-    if direction == "backward":
-        launched.value = 0
-        scan.backward(torch.ones_like(out), *inputs, states)
-    found, launched.value = launched.value, 0
-    return list((Counted * MOST).in_dll(loaded, "counted"))[:found]
+    launched.value = 0
+    run()
+    return list((Counted * MOST).in_dll(loaded, "counted"))[: launched.value]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize(
-    "dim, state, length, reverse", [(16, 16, 1304, False), (16, 16, 1536, True), (2048, 1, 264, False)]
-)
-def test_trips(scan, direction, dim, state, length, reverse):
-    """Both the several segments of small problems and the single one of large problems; whole and ragged last tiles."""
-    dtype = str(scan._dtype).removeprefix("torch.")
-    inputs = arguments(problem(batch=1, dim=dim, state=state, length=length, reverse=reverse, dtype=scan._dtype))
-    expected = scan_trips.launches(Problem(direction, length, dtype, reverse, batch=1, dim=dim, state=state))
-    found = counted(scan, direction, inputs)
+def check(expected: list[Launch], found: list[Counted], state: int) -> None:
     assert [(launch.blocks, launch.threads) for launch in expected] == [(x.blocks, x.threads) for x in found]
     for launch, x in zip(expected, found, strict=True):
         assert scan_trips.block_shape(launch.kernel, state) == (x.threads, x.shared)
         for kind in ("marks", "branches"):
             given = {name: n for name, n in getattr(launch, kind).items() if n}
             assert x.passes(kind) == pytest.approx(given), launch.kernel
+
+
+# Both the several segments of small problems and the single one of large problems; whole and ragged last tiles.
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "dim, state, length, reverse", [(16, 16, 1304, False), (16, 16, 1536, True), (2048, 1, 264, False)]
+)
+def test_trips(scan, direction, dim, state, length, reverse):
+    inputs = arguments(problem(batch=1, dim=dim, state=state, length=length, reverse=reverse, dtype=DTYPE))
+    out, _, states = scan.forward(*inputs)
+    if direction == "forward":
+        found = counted(scan, lambda: scan.forward(*inputs))
+    else:
+        found = counted(scan, lambda: scan.backward(torch.ones_like(out), *inputs, states))
+    p = Problem(direction, length, "bfloat16", reverse, batch=1, dim=dim, state=state)
+    check(scan_trips.launches(p), found, state)
+
+
+@pytest.mark.parametrize("direction", ["mixer forward", "mixer backward, open", "mixer backward, closing"])
+@pytest.mark.parametrize(
+    "dim, state, length, reverse, rank",
+    [(16, 16, 1304, False, 8), (16, 16, 1536, True, 6), (2048, 1, 264, False, 3)],
+)
+def test_trips_of_a_mixer(mixer, direction, dim, state, length, reverse, rank):
+    d = mixer_problem(batch=1, dim=dim, state=state, rank=rank, length=length, reverse=reverse, dtype=DTYPE)
+    _, states = mixer.scan(d)
+    if direction == "mixer forward":
+        found = counted(mixer, lambda: mixer.scan(d))
+    else:
+        closing = direction.endswith("closing")
+        found = counted(mixer, lambda: mixer.scan_backward(torch.ones_like(d.u), d, states, closing))
+    p = Problem(direction, length, "bfloat16", reverse, batch=1, dim=dim, state=state, rank=rank)
+    check(scan_trips.launches(p), found, state)

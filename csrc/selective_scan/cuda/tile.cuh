@@ -14,7 +14,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 enum Mark {
   kMarkTile = 1, kMarkState, kMarkStates, kMarkStage, kMarkScalarLoad, kMarkScalarStore, kMarkRagged,
   kMarkChannels, kMarkBegin, kMarkRound, kMarkEnd, kMarkSums, kMarkChain, kMarkSave, kMarkInit, kMarkLast, kMarkFinish,
-  kMarkRanks, kMarkScalarRank
+  kMarkRanks, kMarkRank, kMarkScalarLow, kMarkScalarRank
 };
 
 template <class I>
@@ -190,35 +190,47 @@ __device__ __forceinline__ void stage(Walk<T> w, int64_t stride, int begin, int 
   }
 }
 
-// x = bias + dt_proj low for the lanes of a channel; `low` is the walk of the first row. The channels of a block, and its
+// x += weight[r] low[r] over kRows rows; `first` and `weight` go on to the next row.
+template <int kRows, int K, bool kDescending, class T>
+__device__ __forceinline__ void add_rows(T*& first, int64_t stride, const float*& weight, int j, float (&x)[K]) {
+  float w[kRows], part[kRows][K];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r, first += stride) {
+    w[r] = read_global(weight + r);
+    load_words<K, kDescending>(first, j, part[r]);
+  }
+  weight += kRows;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int i = 0; i < K; ++i) x[i] += w[r] * part[r][i];
+}
+
+// x = bias + dt_proj low for a lane of a channel; `low` is the walk of the first row. The channels of a block, and its
 // neighbours, read the same rows at about the same time: the caches hold them.
 template <int K, bool kDescending, class T>
 __device__ __forceinline__ void project(const GpuScan& a, Walk<T> low, int channel, float bias, int j, int n, bool full, float (&x)[K]) {
-  constexpr int kRows = 4;  // whose reads are under way together
-  const int rank = static_cast<int>(a.rank);
-  const float* weight = a.dt_proj + static_cast<int64_t>(channel) * rank;
+  constexpr int kRankRows = 4;  // whose reads are under way together
+  int left = static_cast<int>(a.rank);
+  const float* weight = a.dt_proj + static_cast<int64_t>(channel) * left;
 #pragma unroll
   for (int i = 0; i < K; ++i) x[i] = bias;
   if (full && low.vectors) {
 #pragma unroll 1
-    for (int left = rank; left > 0; left -= kRows, weight += kRows, low.first += kRows * a.low.row) {
+    for (; left >= kRankRows; left -= kRankRows) {
       S2E_MARK(kMarkRanks);
-      float w[kRows], part[kRows][K];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int row = least(r, left - 1);  // beyond the last row: that again, with weight 0
-        w[r] = r < left ? read_global(weight + row) : 0.f;
-        load_words<K, kDescending>(low.first + row * a.low.row, j, part[r]);
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int i = 0; i < K; ++i) x[i] += w[r] * part[r][i];
+      add_rows<kRankRows, K, kDescending>(low.first, a.low.row, weight, j, x);
+    }
+#pragma unroll 1
+    for (; left > 0; --left) {
+      S2E_MARK(kMarkRank);
+      add_rows<1, K, kDescending>(low.first, a.low.row, weight, j, x);
     }
   } else {
+    S2E_MARK_BRANCH(kMarkScalarLow);
     j = opaque(j);
 #pragma unroll 1
-    for (int left = rank; left > 0; --left, ++weight, low.first += a.low.row) {
+    for (; left > 0; --left, ++weight, low.first += a.low.row) {
       S2E_MARK(kMarkScalarRank);
       const float w = read_global(weight);
 #pragma unroll
