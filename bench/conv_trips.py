@@ -1,7 +1,7 @@
 """How a mixer's CUDA convolutions are launched, and how often a thread passes each mark of their kernels.
 
-Follows the host side (csrc/bimamba/cuda/conv.cuh), as scan_trips.py does for the scans. Problems: both directions, width 4,
-aligned contiguous rows of (batch, dim, L), one sequence a row. An element is a position of a channel.
+Follows the host side (csrc/bimamba/cuda/conv.cuh), as scan_trips.py does for the scans. Problems: both directions,
+width 4, aligned contiguous rows of (batch, dim, L), one sequence a row. An element is a position of a channel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import scan_trips
 from scan_trips import BYTES, NAMES, Launch
 
 WIDTH = 4
-THREADS, ITEMS = "kConvThreads", "kForwardItems"
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,15 @@ class Problem(scan_trips.Problem):
 
 def block_shape(kernel: str) -> tuple[int, int]:
     """Threads and bytes of dynamic shared memory of a block."""
-    return scan_trips.constants()[THREADS], 0
+    return scan_trips.constants()["kConvThreads"], 0
 
 
 def launches(p: Problem) -> list[Launch]:
     c = scan_trips.constants()
     backward = p.direction.endswith("backward")
-    items = c[ITEMS] if not backward or BYTES[p.dtype] == 4 else 2 * c[ITEMS]
+    items = c["kForwardItems"] if not backward or BYTES[p.dtype] == 4 else 2 * c["kForwardItems"]
     assert p.length % items == 0
-    threads, tile = c[THREADS], 32 * items
+    threads, tile = c["kConvThreads"], 32 * items
     spans = -(-p.length // (c["kConvTurns"] * threads * items))
     tiles = -(-p.length // tile)  # of a row, each a warp's
     warps = spans * threads // 32
@@ -50,8 +49,9 @@ def launches(p: Problem) -> list[Launch]:
     if not backward:
         return [main]
     sums = p.dim * 2 * (c["kConvTaps"] + 1)  # a warp for each
-    parts = p.batch * spans
-    return [main, Launch("bimamba_conv_sum_kernel", -(-sums * 32 // threads), threads, {"Sums": -(-parts // 32)})]
+    blocks = -(-sums * 32 // threads)
+    rounds = -(-p.batch * spans // 32)
+    return [main, Launch("bimamba_conv_sum_kernel", blocks, threads, {"Sums": rounds * sums * 32 / (blocks * threads)})]
 
 
 def torch_elements(p: Problem) -> int:

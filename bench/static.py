@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 
 import calibration
+import conv_trips
 import static_cuda
 from gpu_build import load_setup
 from sass import SassError
@@ -39,6 +40,12 @@ MIXER_PROBLEMS = [
         ("mixer forward", "mixer backward, open", "mixer backward, closing"), ("float32", "bfloat16"), (False, True)
     )
 ]
+CONVOLUTION_PROBLEMS = [
+    conv_trips.Problem(f"convolution, {direction}", 200_000, dtype)
+    for direction, dtype in product(("forward", "backward"), ("float32", "bfloat16"))
+]
+
+CUDA_PROBLEMS = [*PROBLEMS, *MIXER_PROBLEMS, *CONVOLUTION_PROBLEMS]
 
 
 def main() -> int:
@@ -73,7 +80,7 @@ def collect() -> dict:
     variants, ops, changes = [], [], {}
     for compiled in static_cuda.compile_all(ARCHITECTURES):
         variants += static_cuda.variants(compiled)
-        ops += [static_cuda.op(compiled, problem) for problem in (*PROBLEMS, *MIXER_PROBLEMS)]
+        ops += [static_cuda.op(compiled, problem) for problem in CUDA_PROBLEMS]
         changes[f"sm_{compiled.architecture}"] = static_cuda.changed_by_marks(compiled)
     for architecture in ARCHITECTURES:
         variants += static_triton.variants(architecture)

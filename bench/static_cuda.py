@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import conv_trips
 import sass
 import scan_trips
 from gpu_build import load_setup
@@ -20,7 +21,8 @@ from scan_trips import Problem
 from static_report import TORCH, TORCH_INSTRUCTIONS, Op, Variant
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "csrc").glob("*/cuda/scan_*.cu"))  # of the scan and of the mixer's, one a storage type
+# of the scan, of the mixer's scan and of its convolutions, one a storage type
+SOURCES = sorted(path for kind in ("scan", "conv") for path in (ROOT / "csrc").glob(f"*/cuda/{kind}_*.cu"))
 MARKED = "-DSEQ2EXP_MARKERS"
 
 
@@ -87,7 +89,7 @@ def _by_name(cubins: list[Path], read) -> dict:
 def variants(compiled: Compiled) -> list[Variant]:
     found = []
     for name, kernel in sorted(compiled.plain.items()):
-        threads, dynamic = scan_trips.block_shape(name)
+        threads, dynamic = (conv_trips if "_conv_" in name else scan_trips).block_shape(name)
         found.append(
             Variant(
                 "cuda", compiled.architecture, name, threads, local_accesses=kernel.local_accesses,
@@ -105,10 +107,11 @@ def changed_by_marks(compiled: Compiled) -> dict[str, float]:
 
 
 def op(compiled: Compiled, problem: Problem) -> Op:
-    """Raises SassError where kernels and what scan_trips.py knows of them do not fit together."""
+    """Raises SassError where kernels and what the trip counts know of them do not fit together."""
+    trips = conv_trips if isinstance(problem, conv_trips.Problem) else scan_trips
     numbers = scan_trips.mark_numbers()
     kernels, classes = {}, dict.fromkeys(sass.CLASSES, 0.0)
-    for launch in scan_trips.launches(problem):
+    for launch in trips.launches(problem):
         marks, branches, sites = (
             {numbers[name]: value for name, value in given.items()}
             for given in (launch.marks, launch.branches, launch.sites)
@@ -120,7 +123,7 @@ def op(compiled: Compiled, problem: Problem) -> Op:
         kernels[launch.kernel] = count.total * share
         for name, n in count.classes.items():
             classes[name] += n * share
-    if elements := scan_trips.torch_elements(problem):
+    if elements := trips.torch_elements(problem):
         kernels[TORCH] = TORCH_INSTRUCTIONS * elements / problem.elements
         classes["other"] += kernels[TORCH]
     return Op(

@@ -1,4 +1,4 @@
-"""bench/scan_trips.py against the kernels themselves, which count their passes of every mark in the emulator."""
+"""bench/scan_trips.py and conv_trips.py against the kernels, which count their passes of every mark in the emulator."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import ctypes
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import conv_trips
 import pytest
 import scan_trips
 import torch
+from emulated_conv import EmulatedConvolution
 from emulated_cuda import SOURCES
 from emulated_scan import EmulatedMixer, EmulatedScan
 from mixer_problems import direction as mixer_problem
+from mixer_problems import taps
 from scan_problems import arguments, problem
 from scan_trips import Launch, Problem
 
@@ -78,7 +82,12 @@ def mixer(counting) -> EmulatedMixer:
     return EmulatedMixer(DTYPE, sources=counting)
 
 
-def counted(scan: EmulatedScan | EmulatedMixer, run: Callable[[], object]) -> list[Counted]:
+@pytest.fixture(scope="module")
+def convolution(counting) -> EmulatedConvolution:
+    return EmulatedConvolution(DTYPE, sources=counting)
+
+
+def counted(scan: EmulatedScan | EmulatedMixer | EmulatedConvolution, run: Callable[[], object]) -> list[Counted]:
     loaded = scan._library
     launched = ctypes.c_int.in_dll(loaded, "launched")
     launched.value = 0
@@ -86,10 +95,10 @@ def counted(scan: EmulatedScan | EmulatedMixer, run: Callable[[], object]) -> li
     return list((Counted * MOST).in_dll(loaded, "counted"))[: launched.value]
 
 
-def check(expected: list[Launch], found: list[Counted], state: int) -> None:
+def check(expected: list[Launch], found: list[Counted], *state: int, trips: ModuleType = scan_trips) -> None:
     assert [(launch.blocks, launch.threads) for launch in expected] == [(x.blocks, x.threads) for x in found]
     for launch, x in zip(expected, found, strict=True):
-        assert scan_trips.block_shape(launch.kernel, state) == (x.threads, x.shared)
+        assert trips.block_shape(launch.kernel, *state) == (x.threads, x.shared)
         for kind in ("marks", "branches"):
             given = {name: n for name, n in getattr(launch, kind).items() if n}
             assert x.passes(kind) == pytest.approx(given), launch.kernel
@@ -126,3 +135,17 @@ def test_trips_of_a_mixer(mixer, direction, dim, state, length, reverse, rank):
         found = counted(mixer, lambda: mixer.scan_backward(torch.ones_like(d.u), d, states, closing))
     p = Problem(direction, length, "bfloat16", reverse, batch=1, dim=dim, state=state, rank=rank)
     check(scan_trips.launches(p), found, state)
+
+
+# Several spans, and less than a warp; the last lane that has positions is the first of its warp: see COUNTING_MARKS.
+@pytest.mark.parametrize(("direction", "items"), [("forward", 8), ("backward", 16)])
+@pytest.mark.parametrize("warps", [0, 1, 80])
+def test_trips_of_convolutions(convolution, direction, items, warps):
+    length = (32 * warps + 1) * items
+    p = conv_trips.Problem(f"convolution, {direction}", length, "bfloat16", batch=2, dim=3)
+    x, both = torch.randn(p.batch, p.dim, length).to(DTYPE), (taps(p.dim, conv_trips.WIDTH),) * 2
+    if direction == "forward":
+        found = counted(convolution, lambda: convolution.convolve(x, *both, None))
+    else:
+        found = counted(convolution, lambda: convolution.convolve_backward(x, x, x, *both, None))
+    check(conv_trips.launches(p), found, trips=conv_trips)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_int, c_int64, c_void_p
+from pathlib import Path
 
 import torch
 from emulated_cuda import EMULATOR, SOURCES, entry, library
@@ -37,14 +38,15 @@ class Conv(ctypes.Structure):
 class EmulatedConvolution:
     """`convolve` and `convolve_backward` of kernels/bimamba/cuda.py, for one dtype.
 
-    checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower.
+    checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower. sources: csrc or a copy.
     """
 
-    def __init__(self, dtype: torch.dtype, checked: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, checked: bool = False, sources: Path = SOURCES) -> None:
         self._dtype, self._checked = dtype, checked
         self._library = library(
             EMULATOR / "bimamba_conv.cpp",
-            SOURCES / "bimamba" / "cuda" / f"conv_{str(dtype).removeprefix('torch.')}.cu",
+            sources / "bimamba" / "cuda" / f"conv_{str(dtype).removeprefix('torch.')}.cu",
+            sources=sources,
             defines=(f"SCALAR={SCALARS[dtype]}",),
             checked=checked,
         )

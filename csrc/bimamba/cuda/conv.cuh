@@ -91,6 +91,7 @@ struct ConvTaps {
   float tap[W], bias;
 
   __device__ __forceinline__ ConvTaps(const GpuConvWay& way, int channel) {
+    if (!way.weight) return;
 #pragma unroll
     for (int s = 0; s < W; ++s) tap[s] = way.weight[static_cast<int64_t>(channel) * W + W - 1 - s];
     bias = way.bias[channel];
@@ -133,6 +134,9 @@ __global__ void __launch_bounds__(kConvThreads) bimamba_conv_fwd_kernel(const __
   const ConvPlace place(blockIdx.x, spans, static_cast<unsigned>(a.dim));
   const int n = static_cast<int>(a.length);
   const Walk<T> x_walk = walk<false, T>(a.x, place.batch, 0, place.channel, 0);
+  const Walk<T> c_walks[] = {walk<false, T>(a.ways[0].c, place.batch, 0, place.channel, 0),
+                             walk<false, T>(a.ways[1].c, place.batch, 0, place.channel, 0)};
+  const ConvTaps<W> taps[] = {{a.ways[0], place.channel}, {a.ways[1], place.channel}};
 #pragma unroll 1
   for (int turn = 0; turn < kConvTurns; ++turn) {
     const int64_t first = place.first<K>(turn);
@@ -144,16 +148,14 @@ __global__ void __launch_bounds__(kConvThreads) bimamba_conv_fwd_kernel(const __
     const uint32_t starts = sequence_starts<K>(a, j);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const GpuConvWay& way = a.ways[i];
-      if (!way.weight) continue;
-      const ConvTaps<W> taps(way, place.channel);
+      if (!a.ways[i].weight) continue;
       if (starts) {
         S2E_MARK_BRANCH(kMarkRagged);
-        i ? forward_way<true, true>(x, taps, starts, c) : forward_way<false, true>(x, taps, starts, c);
+        i ? forward_way<true, true>(x, taps[i], starts, c) : forward_way<false, true>(x, taps[i], starts, c);
       } else {
-        i ? forward_way<true, false>(x, taps, starts, c) : forward_way<false, false>(x, taps, starts, c);
+        i ? forward_way<true, false>(x, taps[i], starts, c) : forward_way<false, false>(x, taps[i], starts, c);
       }
-      store<K, false>(walk<false, T>(way.c, place.batch, 0, place.channel, 0), j, n, j + K <= n, c);
+      store<K, false>(c_walks[i], j, n, j + K <= n, c);
     }
   }
 }
@@ -186,6 +188,7 @@ __global__ void __launch_bounds__(kConvThreads) bimamba_conv_bwd_kernel(const __
   const ConvPlace place(blockIdx.x, spans, static_cast<unsigned>(a.dim));
   const int n = static_cast<int>(a.length);
   const Walk<T> x_walk = walk<false, T>(a.x, place.batch, 0, place.channel, 0);
+  const ConvTaps<W> taps[] = {{a.ways[0], place.channel}, {a.ways[1], place.channel}};
   float sums[2][W + 1] = {};
 #pragma unroll 1
   for (int turn = 0; turn < kConvTurns; ++turn) {
@@ -200,14 +203,13 @@ __global__ void __launch_bounds__(kConvThreads) bimamba_conv_bwd_kernel(const __
     for (int i = 0; i < 2; ++i) {
       const GpuConvWay& way = a.ways[i];
       if (!way.weight) continue;
-      const ConvTaps<W> taps(way, place.channel);
       float grad[K + 2 * kHalo];
       load_window<K>(walk<false, T>(way.c, place.batch, 0, place.channel, 0), j, n, grad);
       if (starts) {
         S2E_MARK_BRANCH(kMarkRagged);
-        i ? backward_way<true, true>(x, grad, taps, starts, dx, sums[i]) : backward_way<false, true>(x, grad, taps, starts, dx, sums[i]);
+        i ? backward_way<true, true>(x, grad, taps[i], starts, dx, sums[i]) : backward_way<false, true>(x, grad, taps[i], starts, dx, sums[i]);
       } else {
-        i ? backward_way<true, false>(x, grad, taps, starts, dx, sums[i]) : backward_way<false, false>(x, grad, taps, starts, dx, sums[i]);
+        i ? backward_way<true, false>(x, grad, taps[i], starts, dx, sums[i]) : backward_way<false, false>(x, grad, taps[i], starts, dx, sums[i]);
       }
     }
     store<K, false>(walk<false, T>(a.dx, place.batch, 0, place.channel, 0), j, n, j + K <= n, dx);
