@@ -12,7 +12,8 @@ STABLE_TORCH_LIBRARY(seq2exp_native, m) {
       "selective_scan_cuda_bwd(Tensor grad_out, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
       "Tensor? delta_bias, bool delta_softplus, bool reverse, Tensor? cu_seqlens, Tensor states) -> Tensor[]");
   m.def("selective_scan_tune(int items, int warps) -> ()");
-  // csrc/bimamba; see kernels/bimamba/direction.py
+  // csrc/bimamba; see kernels/bimamba/direction.py. `closing` backwards write over grad_out, z and add, which come back as
+  // du, dz and y.
   m.def(
       "bimamba_conv_fwd(Tensor x, Tensor? weight_fwd, Tensor? bias_fwd, Tensor? weight_rev, Tensor? bias_rev, "
       "Tensor? cu_seqlens) -> Tensor[]");

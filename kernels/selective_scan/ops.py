@@ -80,6 +80,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _autograd(ctx, grad_out, _grad_last, _grad_states):
+    if grad_out is None:
+        return (None,) * 12
     u, delta, A, B, C, D, z, delta_bias, cu_seqlens, states = ctx.saved_tensors
     du, ddelta, dA, dB, dC, *rest = _backward(
         grad_out, u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, ctx.reverse, cu_seqlens, ctx.backend, states
