@@ -88,9 +88,9 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _autograd(ctx: Any, grad_out: Tensor | None, *_: Tensor) -> tuple:
-    if grad_out is None:
-        return (None,) * 6
     h, cu_seqlens, states_fwd, states_rev, *weights = ctx.saved_tensors
+    if grad_out is None:
+        return None, [None] * len(weights), None, None, None, None
     grad_h, *grads = _backward(grad_out, h, weights, ctx.multiply, cu_seqlens, ctx.backend, states_fwd, states_rev)
     return grad_h, grads, None, None, None, None
 
