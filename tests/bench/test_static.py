@@ -74,4 +74,17 @@ def test_recorded_report():
     assert len(report["calibration"]) == 4
     places = {(r["backend"], r["architecture"]) for r in report["ops"]}
     assert places == {(backend, sm) for backend in ("cuda", "triton") for sm in static.ARCHITECTURES}
-    assert len(report["ops"]) == len(places) * len(static.PROBLEMS)
+    mixers = len(static.ARCHITECTURES) * len(static.MIXER_PROBLEMS)
+    assert len(report["ops"]) == len(places) * len(static.PROBLEMS) + mixers
+
+
+def test_recorded_cost_of_step_sizes_from_their_factor():
+    """The mixer's scan against the plain one of the same length and direction of reading."""
+    ops = [r for r in static.recorded()["ops"] if r["backend"] == "cuda"]
+    plain = {(r["architecture"], r["direction"], r["dtype"], r["length"], r["reverse"]): r["per_element"] for r in ops}
+    mixers = [r for r in ops if r["direction"].startswith("mixer")]
+    assert mixers
+    for r in mixers:
+        direction = "forward" if r["direction"] == "mixer forward" else "backward"
+        same = plain[r["architecture"], direction, r["dtype"], r["length"], r["reverse"]]
+        assert r["per_element"] <= same * (1.15 if direction == "forward" else 1.10), r["direction"]

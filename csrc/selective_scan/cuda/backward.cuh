@@ -120,7 +120,7 @@ enum class Form { kBare, kGated, kOpen, kClosing };
 template <Form kForm>
 constexpr bool kIsMixer = kForm == Form::kOpen || kForm == Form::kClosing;
 
-// y of a lane (without gate) becomes what the form writes of it, and is written. j: see `load`.
+// Writes what a form writes of y (without gate) at a lane's positions; y is lost. j: see `load`.
 template <int K, bool kDescending, Form kForm, class T>
 __device__ __forceinline__ void finish_gate(const GpuScan& a, const Channel<T>& mine, int j, int n, bool full, float (&y)[K]) {
   if (kForm == Form::kOpen) {
@@ -138,13 +138,12 @@ __device__ __forceinline__ void finish_gate(const GpuScan& a, const Channel<T>& 
   load<K, kDescending>(mine.rows[GPU_GRAD], j, n, full, grad);
 #pragma unroll
   for (int i = 0; i < K; ++i) {
-    const float gate = fast_sigmoid(z[i]);
-    const float total = y[i];
-    if (kForm == Form::kClosing) y[i] = total * z[i] * gate;
-    z[i] = total * (grad[i] * gate * (1.f + z[i] * (1.f - gate)));
+    const float gate = fast_sigmoid(z[i]), total = y[i];
+    y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
+    if (kForm == Form::kClosing) z[i] *= gate * total;
   }
-  store<K, kDescending>(mine.rows[GPU_DZ], j, n, full, z);
-  if (kForm == Form::kClosing) store<K, kDescending>(mine.rows[GPU_OUT], j, n, full, y);
+  store<K, kDescending>(mine.rows[GPU_DZ], j, n, full, y);
+  if (kForm == Form::kClosing) store<K, kDescending>(mine.rows[GPU_OUT], j, n, full, z);
 }
 
 // Gradients of a channel's inputs over a tile, and what it hands to the tile before.
