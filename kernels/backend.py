@@ -16,7 +16,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 IMPLEMENTED: dict[str, frozenset[str]] = {
     "cpu": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
     "triton": frozenset({"add_norm", "bimamba", "selective_scan"}),
-    "cuda": frozenset({"add_norm", "selective_scan"}),
+    "cuda": frozenset({"add_norm", "bimamba", "selective_scan"}),
 }
 CAPABILITY = 8  # the oldest GPUs that the CUDA kernels are compiled for: Ampere
 
