@@ -42,7 +42,16 @@ STABLE_TORCH_LIBRARY(seq2exp_native, m) {
       "beta_mask_bwd(Tensor? grad_mask, Tensor? grad_soft_mask, Tensor? grad_alpha, Tensor? grad_beta, Tensor? grad_kl, "
       "Tensor? grad_continuity, Tensor seq_logits, Tensor? signals, Tensor signal_weights, Tensor signal_betas, Tensor alpha, "
       "Tensor beta, Tensor logit, Tensor marks, float beta_min, float signal_scale, float z_scale, float prior_p, float prior_q, "
-      "bool sample, bool product, bool for_signals) -> Tensor[]");
+      "bool sample, bool product, bool for_signals, bool for_tracks) -> Tensor[]");
+  m.def(
+      "beta_mask_cuda_fwd(Tensor seq_logits, Tensor signals, Tensor signal_weights, Tensor signal_betas, Tensor? exclude, "
+      "Tensor? include, Tensor? selected, Tensor rows, float beta_min, float signal_scale, float z_scale, float prior_p, float prior_q, "
+      "bool sample, bool hard, float threshold, int center, bool product, int seed) -> Tensor[]");
+  m.def(
+      "beta_mask_cuda_bwd(Tensor? grad_mask, Tensor? grad_soft_mask, Tensor? grad_alpha, Tensor? grad_beta, Tensor? grad_kl, "
+      "Tensor? grad_continuity, Tensor seq_logits, Tensor? signals, Tensor signal_weights, Tensor signal_betas, Tensor alpha, "
+      "Tensor beta, Tensor logit, Tensor marks, float beta_min, float signal_scale, float z_scale, float prior_p, float prior_q, "
+      "bool sample, bool product, bool for_signals, bool for_tracks) -> Tensor[]");
   m.def("top_mask(Tensor scores, int k) -> Tensor");
   m.def("cpu_instruction_sets() -> str[]");
   m.def("cpu_instruction_set() -> str");

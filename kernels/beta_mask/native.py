@@ -25,12 +25,12 @@ def forward(
 
 def backward(
     grads: BetaMask, seq_logits: Tensor, signals: Tensor | None, weights: Tensor, betas: Tensor, saved: Saved,
-    s: Settings, for_signals: bool,
+    s: Settings, for_signals: bool, for_tracks: bool,
 ) -> list[Tensor]:  # fmt: skip
     """As `reference.backward`."""
     return torch.ops.seq2exp_native.beta_mask_bwd(
         *grads, seq_logits, signals, weights, betas, *saved, s.beta_min, s.signal_scale, s.z_scale, *s.prior, s.sample,
-        s.rule == "product", for_signals,
+        s.rule == "product", for_signals, for_tracks,
     )  # fmt: skip
 
 

@@ -65,26 +65,30 @@ def _(seq_logits, signals, *rest):
     "seq2exp::beta_mask_bwd", mutates_args=(),
     schema=f"({', '.join(f'Tensor? grad_{name}' for name in _OUTPUTS)}, Tensor seq_logits, Tensor? signals, "
     "Tensor signal_weights, Tensor signal_betas, Tensor alpha, Tensor beta, Tensor logit, Tensor marks, "
-    f"bool for_signals, {_SETTINGS}) -> Tensor[]",
+    f"bool for_signals, bool for_tracks, {_SETTINGS}) -> Tensor[]",
 )  # fmt: skip
 def _backward(*args: Any, **named: Any) -> list[Tensor]:
-    """Gradients of seq_logits, signal_weights, signal_betas and, if asked, signals."""
+    """Gradients of seq_logits, then if asked for of signals, of signal_weights and of signal_betas."""
     args = (*args, *named.values())
-    grads, inputs, saved, (for_signals, *scalars, backend) = args[:6], args[6:10], args[10:14], args[14:]
-    return _implementation(backend).backward(BetaMask(*grads), *inputs, Saved(*saved), Settings(*scalars), for_signals)
+    grads, inputs, saved, (for_signals, for_tracks, *scalars, backend) = args[:6], args[6:10], args[10:14], args[14:]
+    return _implementation(backend).backward(
+        BetaMask(*grads), *inputs, Saved(*saved), Settings(*scalars), for_signals, for_tracks
+    )
 
 
 @_backward.register_fake
 def _(*args):
     seq_logits, signals, weights, betas = args[6:10]
-    wanted = [seq_logits, weights, betas, *([signals] if args[14] else [])]
+    for_signals, for_tracks = args[14:16]
+    wanted = [seq_logits, *([signals] if for_signals else []), *([weights, betas] if for_tracks else [])]
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in wanted]
 
 
 def _setup_context(ctx, inputs, output) -> None:
     seq_logits, signals, weights, betas, _, _, _, *ctx.settings = inputs
     _, _, alpha, beta, _, _, logit, marks = output
-    _, ctx.for_signals, for_weights, *_ = ctx.needs_input_grad
+    _, ctx.for_signals, for_weights, for_betas, *_ = ctx.needs_input_grad
+    ctx.for_tracks = for_weights or for_betas
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(logit, marks)
     kept = signals if ctx.for_signals or for_weights else None
@@ -92,10 +96,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _autograd(ctx, *grads):
-    grad_logits, grad_weights, grad_betas, *rest = _backward(
-        *grads[:6], *ctx.saved_tensors, ctx.for_signals, *ctx.settings
-    )
-    grad_signals = rest[0] if rest else None
+    grad_logits, *rest = _backward(*grads[:6], *ctx.saved_tensors, ctx.for_signals, ctx.for_tracks, *ctx.settings)
+    grad_signals = rest.pop(0) if ctx.for_signals else None
+    grad_weights, grad_betas = rest if ctx.for_tracks else (None, None)
     return grad_logits, grad_signals, grad_weights, grad_betas, *[None] * (3 + len(ctx.settings))
 
 

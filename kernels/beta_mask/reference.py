@@ -76,7 +76,7 @@ def top_mask(scores: Tensor, k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
-def _selected(mean: Tensor, soft: Tensor, s: Settings) -> Tensor:
+def select(mean: Tensor, soft: Tensor, s: Settings) -> Tensor:
     """bool (batch, L): what threshold or top fraction keep; everything where neither applies."""
     if s.top_fraction is None and not s.hard:
         return torch.ones_like(soft, dtype=torch.bool)
@@ -109,7 +109,7 @@ def forward(
     mean = alpha / (alpha + beta)
     logit = beta_logit_sample(alpha, beta, s.seed, rows) if s.sample else alpha.new_empty(0)
     soft = torch.sigmoid(logit).to(wide) if s.sample else mean
-    selected = _selected(mean, soft, s)
+    selected = select(mean, soft, s)
     zero, one = _regions(soft.shape[1], s.center, exclude, include, soft)
     value = selected.to(wide) if s.hard else soft * selected
     mask = value.masked_fill(zero, 0).masked_fill(one, 1)
@@ -128,9 +128,10 @@ def forward(
 
 def backward(
     grads: BetaMask, seq_logits: Tensor, signals: Tensor | None, weights: Tensor, betas: Tensor, saved: Saved,
-    s: Settings, for_signals: bool,
+    s: Settings, for_signals: bool, for_tracks: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of seq_logits, signal_weights (zero without `signals`), signal_betas and, if asked, signals.
+    """Gradients of seq_logits; if asked for, of signals; if asked for, of signal_weights (zero without `signals`) and
+    signal_betas.
 
     grads: of the outputs, None for those that have none. Threshold and top selection pass gradients straight through:
     mask = hard + m - stop(m). With hard=False the top fraction is m itself, so the bases left out get none.
@@ -162,12 +163,14 @@ def backward(
     grad_b = (grad_b if grads.beta is None else grad_b + grads.beta).to(wide) * s.z_scale
 
     grad_logits = torch.stack([grad_b, grad_a], -1) * torch.sigmoid(seq_logits.to(wide))
+    results = [grad_logits.to(seq_logits.dtype)]
+    if for_signals and signals is not None:
+        results.append((grad_a[..., None] * weights.to(wide) * s.signal_scale).to(signals.dtype))
+    if not for_tracks:
+        return results
     grad_weights = torch.zeros_like(weights)
     if signals is not None:
         alpha_i, beta_i = _signal_parts(signals.to(wide), betas.to(wide), s)
         grad_weights = (torch.einsum("bl,blt->t", grad_a, alpha_i) + grad_b.sum() * beta_i).to(weights.dtype)
     grad_betas = (grad_b.sum() * weights.to(wide) * s.signal_scale).to(betas.dtype)
-    results = [grad_logits.to(seq_logits.dtype), grad_weights, grad_betas]
-    if for_signals and signals is not None:
-        results.append((grad_a[..., None] * weights.to(wide) * s.signal_scale).to(signals.dtype))
-    return results
+    return [*results, grad_weights, grad_betas]

@@ -16,7 +16,10 @@ bool watching = false;
 
 namespace {
 
-constexpr int GRAIN = 2;  // bytes; the smallest type that kernels store
+#ifndef SEQ2EXP_GRAIN
+#define SEQ2EXP_GRAIN 2
+#endif
+constexpr int GRAIN = SEQ2EXP_GRAIN;  // bytes; the smallest type that the kernels store
 
 // One access, as far as its order to others matters. Numbers count from 1 and never repeat.
 struct Access {

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from mask_problems import problem, results
+from mask_problems import INPUTS, OPTIONS, problem, results
+from mask_problems import check as check_implementation
 
 from seq2exp.kernels import _extension, beta_mask, set_backend
 from seq2exp.kernels.beta_mask import native, reference
@@ -14,7 +15,6 @@ from seq2exp.kernels.beta_mask import native, reference
 pytestmark = pytest.mark.skipif(_extension.load() is not None, reason=f"compiled extension: {_extension.load()}")
 
 SETS = [] if _extension.load() else torch.ops.seq2exp_native.cpu_instruction_sets()
-INPUTS = ("seq_logits", "signals", "weights", "betas")
 
 
 @pytest.fixture(params=SETS)
@@ -26,31 +26,7 @@ def isa(request) -> Iterator[str]:
 
 
 def check(p, limit=1e-5) -> None:
-    """Masks equal to 1e-5 but where a selection falls inside rounding, gradients to `limit` of their norm."""
-    out, grads = results(native, p)
-    exact, exact_grads = results(reference, p, torch.float64)
-    for name, ours, theirs in zip(out._fields, out, exact, strict=True):
-        assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5, msg=name)
-    for name, x, ours, theirs in zip(
-        ("seq_logits", "weights", "betas", "signals"),
-        (p.inputs[n] for n in ("seq_logits", "weights", "betas", "signals")), grads, exact_grads, strict=True,
-    ):  # fmt: skip
-        assert ours.dtype == x.dtype and ours.shape == x.shape and ours.is_contiguous()
-        assert float((ours.double() - theirs).norm() / theirs.norm()) < limit, name
-
-
-OPTIONS = {
-    "sample": {},
-    "mean": dict(sample=False),
-    "hard": dict(hard=True),
-    "hard mean": dict(hard=True, sample=False, threshold=0.6),
-    "top": dict(top_fraction=0.3),
-    "hard top": dict(top_fraction=0.3, hard=True, sample=False),
-    "smooth": dict(hard=True, smooth=5),
-    "smooth top": dict(top_fraction=0.2, smooth=9),
-    "product": dict(rule="product", beta_min=1.5),
-}
+    check_implementation(native, p, limit)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -179,4 +155,4 @@ def test_the_backward_without_some_gradients():
 def _reference_gradients(p) -> list[torch.Tensor]:
     inputs = {n: x.double() if x is not None and x.is_floating_point() else x for n, x in p.inputs.items()}
     _, saved, _ = reference.forward(**inputs, s=p.settings)
-    return reference.backward(p.grads, *(inputs[n] for n in INPUTS), saved, p.settings, True)
+    return reference.backward(p.grads, *(inputs[n] for n in INPUTS), saved, p.settings, True, True)

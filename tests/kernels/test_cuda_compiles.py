@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SETUP = load_setup()
 NVCC = SETUP.find_nvcc()
 STORAGE = ("float32", "bfloat16", "float16")
-SOURCES = sorted(p for p in (ROOT / "csrc").glob("*/cuda/*.cu") if p.stem.endswith(STORAGE))  # those with kernels
+SOURCES = sorted(  # those with kernels
+    p for p in (ROOT / "csrc").glob("*/cuda/*.cu") if p.stem.endswith(STORAGE) or p.stem == "mask"
+)
 NO_SPILLS = ["-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"]  # nor local arrays
 SPILLING = """
 __global__ void __launch_bounds__(1024, 2) kernel(float* x) {
@@ -38,7 +40,7 @@ def compile_source(source: Path, architecture: str, folder: Path) -> subprocess.
 
 
 def test_every_variant(tmp_path):
-    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "norm", "scan"} and len(SOURCES) == 4 * 3
+    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "mask", "norm", "scan"} and len(SOURCES) == 4 * 3 + 1
     jobs = list(product(SOURCES, SETUP.CUDA_ARCHITECTURES))
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))) as pool:
         done = pool.map(lambda job: compile_source(*job, tmp_path), jobs)

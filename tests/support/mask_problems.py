@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seq2exp.kernels.beta_mask import reference
 from seq2exp.kernels.beta_mask.settings import BetaMask, Saved, Settings
 
 DEFAULTS: dict[str, Any] = dict(
@@ -19,6 +20,18 @@ DEFAULTS: dict[str, Any] = dict(
     threshold=0.5, top_fraction=None, smooth=1, center=4, rule="sum", seed=11,
 )  # fmt: skip
 WEIGHTS, BETAS = (0.4, 0.4, 0.2), (1.5, 0.2, 1.0)
+INPUTS = ("seq_logits", "signals", "weights", "betas")  # those with gradients
+OPTIONS = {
+    "sample": {},
+    "mean": dict(sample=False),
+    "hard": dict(hard=True),
+    "hard mean": dict(hard=True, sample=False, threshold=0.6),
+    "top": dict(top_fraction=0.3),
+    "hard top": dict(top_fraction=0.3, hard=True, sample=False),
+    "smooth": dict(hard=True, smooth=5),
+    "smooth top": dict(top_fraction=0.2, smooth=9),
+    "product": dict(rule="product", beta_min=1.5),
+}
 GRADIENTS = Path(__file__).parents[1] / "kernels" / "beta_gradients.csv"
 
 
@@ -56,8 +69,20 @@ def results(module: ModuleType, p: SimpleNamespace, dtype: torch.dtype | None = 
     inputs = {name: moved(x) for name, x in p.inputs.items()}
     out, saved, _ = module.forward(**inputs, s=p.settings)
     grads = BetaMask(*(moved(g) for g in p.grads))
-    given = [inputs[name] for name in ("seq_logits", "signals", "weights", "betas")]
-    return out, module.backward(grads, *given, saved, p.settings, True)
+    given = [inputs[name] for name in INPUTS]
+    return out, module.backward(grads, *given, saved, p.settings, True, True)
+
+
+def check(module: ModuleType, p: SimpleNamespace, limit=1e-5) -> None:
+    """Masks equal to 1e-5 but where a selection falls inside rounding, gradients to `limit` of their norm."""
+    out, grads = results(module, p)
+    exact, exact_grads = results(reference, p, torch.float64)
+    for name, ours, theirs in zip(out._fields, out, exact, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5, msg=name)
+    for name, x, ours, theirs in zip(INPUTS, (p.inputs[n] for n in INPUTS), grads, exact_grads, strict=True):
+        assert ours.dtype == x.dtype and ours.shape == x.shape and ours.is_contiguous()
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < limit, name
 
 
 def of_concentrations(
@@ -77,7 +102,7 @@ def by_concentrations(module: ModuleType, grads: BetaMask, saved: Saved, **chang
     dtype = saved.alpha.dtype
     track, logits = torch.zeros(1, dtype=dtype), torch.full((*saved.alpha.shape, 2), 50.0, dtype=dtype)
     s = settings(**dict(z_scale=1.0) | changed)
-    by_logits, *_ = module.backward(grads, logits, None, track, track, saved, s, False)
+    by_logits, *_ = module.backward(grads, logits, None, track, track, saved, s, False, False)
     return by_logits[..., 1], by_logits[..., 0]
 
 

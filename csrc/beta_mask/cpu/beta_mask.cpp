@@ -204,11 +204,11 @@ std::vector<Tensor> forward(Tensor logits, Tensor signals, Tensor weights, Tenso
           lowest};
 }
 
-// Gradients of seq_logits, signal_weights (zero without `signals`), signal_betas and, if asked, signals.
+// Gradients of seq_logits, of signals if asked for, and if asked for of signal_weights (zero without `signals`), signal_betas.
 std::vector<Tensor> backward(Optional grad_mask, Optional grad_soft, Optional grad_alpha, Optional grad_beta, Optional grad_kl,
                              Optional grad_continuity, Tensor logits, Optional signals, Tensor weights, Tensor betas, Tensor alpha,
                              Tensor beta, Tensor logit, Tensor marks, double beta_min, double signal_scale, double z_scale, double prior_p,
-                             double prior_q, bool sample, bool product, bool for_signals) {
+                             double prior_q, bool sample, bool product, bool for_signals, bool for_tracks) {
   Problem p(logits, weights, betas, beta_min, signal_scale, z_scale, prior_p, prior_q, sample, product);
   MaskArgs& a = p.a;
   const auto dense = [&](const Optional& x, const char* name) { return p.maybe<float>(x, ScalarType::Float, p.bases(), name); };
@@ -225,7 +225,7 @@ std::vector<Tensor> backward(Optional grad_mask, Optional grad_soft, Optional gr
   a.marks = p.dense<uint8_t>(marks, ScalarType::Byte, p.bases(), "marks");
   Tensor grad_logits = fresh(logits, {a.batch, a.length, 2});
   a.grad_logits = p.channels(grad_logits, 2, "grad_logits");
-  std::vector<Tensor> results{grad_logits, fresh(weights, {a.tracks}), fresh(betas, {a.tracks})};
+  std::vector<Tensor> results{grad_logits};
   if (signals) a.signals = p.channels(*signals, a.tracks, "signals");
   if (for_signals) {
     STD_TORCH_CHECK(signals.has_value(), "beta_mask: the gradient of signals needs signals");
@@ -235,15 +235,18 @@ std::vector<Tensor> backward(Optional grad_mask, Optional grad_soft, Optional gr
   std::vector<double> sums(p.all_blocks() * (a.tracks + 2));
   a.sums = sums.data();
   p.run(p.k.backward);
+  if (!for_tracks) return results;
 
+  Tensor grad_weights = fresh(weights, {a.tracks}), grad_betas = fresh(betas, {a.tracks});
   std::vector<double> sum(a.tracks + 2);
   for (size_t i = 0; i < sums.size(); ++i) sum[i % sum.size()] += sums[i];
   const double by_alpha = sum[a.tracks], by_beta = sum[a.tracks + 1];
   for (int64_t i = 0; i < a.tracks; ++i) {
     const double by_track = signals ? signal_scale * sum[i] + a.track_shift * by_alpha + p.track_betas[i] * by_beta : 0;
-    floats(results[1])[i] = static_cast<float>(by_track);
-    floats(results[2])[i] = static_cast<float>(by_beta * a.weights[i] * signal_scale);
+    floats(grad_weights)[i] = static_cast<float>(by_track);
+    floats(grad_betas)[i] = static_cast<float>(by_beta * a.weights[i] * signal_scale);
   }
+  results.insert(results.end(), {grad_weights, grad_betas});
   return results;
 }
 

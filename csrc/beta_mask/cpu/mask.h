@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "beta_mask/marks.h"
 #include "common/prior.h"
 #include "common/strided.h"
 
@@ -31,9 +32,6 @@ struct MaskArgs {
   double* sums;                                                 // (batch, blocks, tracks + 2): of the gradient of alpha times signal,
                                                                 // of the gradients of alpha and beta; track sums only with `signals`
 };
-
-// A mark: bit 0, the gradient of the mask reaches m; the rest, 1 + sign(mask[j] - mask[j - 1]).
-constexpr uint8_t MARK_OPEN = 1, MARK_FLAT = 1 << 1;
 
 // Work items count blocks: (batch, blocks).
 struct MaskKernels {
