@@ -15,8 +15,8 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # The ops that each backend implements. `reference` implements all of them.
 IMPLEMENTED: dict[str, frozenset[str]] = {
     "cpu": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
-    "triton": frozenset({"add_norm", "bimamba", "selective_scan"}),
-    "cuda": frozenset({"add_norm", "bimamba", "selective_scan"}),
+    "triton": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
+    "cuda": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
 }
 CAPABILITY = 8  # the oldest GPUs that the CUDA kernels are compiled for: Ampere
 

@@ -45,7 +45,8 @@ def test_auto_takes_the_best_that_there_is(gpu, monkeypatch, facts, chosen):
         monkeypatch.setattr(backend if name == "_HAS_TRITON" else _extension, name, value)
     assert backend.resolve("selective_scan", GPU, torch.bfloat16) == chosen
     assert backend.resolve("selective_scan", GPU, torch.float64) == "reference"
-    assert backend.resolve("beta_mask", GPU, torch.float32) == "reference"
+    assert backend.resolve("beta_mask", GPU, torch.float32) == chosen
+    assert backend.resolve("gather", GPU, torch.float32) == "reference"
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
@@ -56,8 +57,8 @@ def test_a_forced_gpu_backend_refuses_what_it_cannot_do(gpu, name):
             backend.resolve("selective_scan", CPU, torch.float32)
         with pytest.raises(TypeError, match="float64"):
             backend.resolve("selective_scan", GPU, torch.float64)
-        with pytest.raises(RuntimeError, match=f"beta_mask has no {name} kernel"):
-            backend.resolve("beta_mask", GPU, torch.float32)
+        with pytest.raises(RuntimeError, match=f"gather has no {name} kernel"):
+            backend.resolve("gather", GPU, torch.float32)
 
 
 def test_the_cuda_backend_names_a_gpu_that_is_too_old(gpu):

@@ -192,6 +192,7 @@ def test_a_base_both_included_and_excluded(backend):
     assert out.mask[0].nonzero().flatten().tolist() == [18, 19, 20, 21]
 
 
+@pytest.mark.parametrize("backend", BACKENDS[-1:], indirect=True)
 def test_opcheck_and_compile(backend):
     logits, signals = inputs(dtype=torch.float32)
 

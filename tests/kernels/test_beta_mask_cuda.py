@@ -92,5 +92,5 @@ def test_any_split_of_the_batch():
 
 
 def test_memory_is_used_within_bounds_and_without_races():
-    check(emulated(True), problem(length=300))
+    check(emulated(True), problem(batch=1, length=260))
     check(emulated(True), problem(length=40, regions=False, sample=False, top_fraction=0.2))
