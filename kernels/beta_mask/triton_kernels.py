@@ -23,7 +23,7 @@ def beta_mask_fwd_kernel(
     minimum, signal_scale, z_scale, alpha_shift, beta_shift, p, q, log_r, log_1r, constant,
     SAMPLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Concentrations, sample or mean. p_parts (programs, 5): divergence, non-finite signals; least signal, alpha, beta."""
+    """Concentrations, sample or mean. p_parts (programs, 5): divergence, bad signals; least signal, alpha, beta."""
     i_base = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i_base < bases
     i_row, i_position = i_base // length, i_base % length

@@ -74,7 +74,7 @@ def results(module: ModuleType, p: SimpleNamespace, dtype: torch.dtype | None = 
 
 
 def check(module: ModuleType, p: SimpleNamespace, limit=1e-5) -> None:
-    """Outputs equal to 1e-5, gradients to `limit` of their norm; but for draws whose rejection test falls inside rounding,
+    """Outputs equal to 1e-5, gradients to `limit` of their norm; but for draws whose rejection test is within rounding,
     under 1e-4 of the bases."""
     out, grads = results(module, p)
     exact, exact_grads = results(reference, p, torch.float64)
