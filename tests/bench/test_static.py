@@ -74,8 +74,7 @@ def test_recorded_report():
     assert len(report["calibration"]) == 4
     places = {(r["backend"], r["architecture"]) for r in report["ops"]}
     assert places == {(backend, sm) for backend in ("cuda", "triton") for sm in static.ARCHITECTURES}
-    mixers = len(static.ARCHITECTURES) * len(static.MIXER_PROBLEMS)
-    assert len(report["ops"]) == len(places) * len(static.PROBLEMS) + mixers
+    assert len(report["ops"]) == len(static.ARCHITECTURES) * (len(static.CUDA_PROBLEMS) + len(static.PROBLEMS))
 
 
 def test_recorded_cost_of_step_sizes_from_their_factor():
