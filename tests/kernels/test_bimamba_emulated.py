@@ -8,7 +8,7 @@ import emulated_scan
 import pytest
 import torch
 from emulated_scan import EmulatedMixer
-from mixer_problems import SIGNALS, check_scan, direction
+from mixer_problems import SIGNALS, check_scan, direction, scan_backward
 from scan_problems import far_apart
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def run(d: Direction) -> list[Tensor]:
     """out, saved states, then the gradients of both forms of the backward."""
     scan = emulated(d.u.dtype)
     out, states = scan.scan(d)
-    grads = [scan.scan_backward(torch.ones_like(d.u), d, states, closing) for closing in (False, True)]
+    grads = [scan_backward(scan, torch.ones_like(d.u), d, states, closing) for closing in (False, True)]
     return [out, states, *(x for g in grads for x in g if x is not None)]
 
 

@@ -218,8 +218,9 @@ class EmulatedMixer(_Library):
 
     def scan_backward(self, grad: Tensor, d: Direction, states: Tensor, closing: bool) -> DirectionGrads:
         scan, outputs = self._scan(d), Outputs()
-        du, ddelta, y = (outputs.like(d.u) for _ in range(3))
-        dz = outputs.like(d.z) if closing else None
+        ddelta = outputs.like(d.u)
+        du, dz = (grad, d.z) if closing else (outputs.like(d.u), None)
+        y = d.add if closing and d.add is not None else outputs.like(d.u)
         dB, dC = (outputs.empty((scan.batch, scan.state, scan.length)) for _ in "BC")
         sums = outputs.empty((scan.sequences, self._count("backward_segments", scan), scan.dim, scan.state + 2))
         workspace = outputs.empty((self._count("backward_workspace", scan),))

@@ -45,15 +45,15 @@ std::tuple<Tensor, Tensor> forward(Tensor u, Tensor low, Tensor dt_proj, Tensor 
 }
 
 // du, ddelta, y, dz (empty unless closing), dB and dC (batch, 1, state, L) in float32, and the parts of dA, dD, ddt_bias
-// (sequences, segments, dim, state + 2).
+// (sequences, segments, dim, state + 2). Closing overwrites grad, add and z: du, y and dz are those tensors.
 std::vector<Tensor> backward(Tensor grad, Tensor u, Tensor low, Tensor dt_proj, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, Tensor z,
                              Optional add, bool reverse, Optional cu_seqlens, Tensor states, bool closing) {
   Problem p(u, A, D, z, dt_bias, reverse, cu_seqlens);
   describe(p, u, low, dt_proj, B, C, add);
   GpuScan& a = p.a;
-  Gradients g(p, grad, u, u, states);
-  Tensor y = torch::stable::empty_like(u);
-  Tensor dz = closing ? torch::stable::empty_like(z) : p.empty(u, {0});
+  Gradients g(p, grad, closing ? grad : torch::stable::empty_like(u), u, u, states);
+  Tensor y = closing && add ? *add : torch::stable::empty_like(u);
+  Tensor dz = closing ? z : p.empty(u, {0});
   a.rows[GPU_OUT] = channels(y, a, u, "y");
   if (closing) a.rows[GPU_DZ] = channels(dz, a, u, "dz");
   run(u, [&](auto type) { gpu_mixer_backward<decltype(type)>(a, current_stream(u.get_device_index())); });

@@ -122,7 +122,7 @@ constexpr bool kIsMixer = kForm == Form::kOpen || kForm == Form::kClosing;
 
 // Writes what a form writes of y (without gate) at a lane's positions; y is lost. j: see `load`.
 template <int K, bool kDescending, Form kForm, class T>
-__device__ __forceinline__ void finish_gate(const GpuScan& a, const Channel<T>& mine, int j, int n, bool full, float (&y)[K]) {
+__device__ __forceinline__ void finish_gate(const GpuScan& a, const Channel<T>& mine, int j, int n, bool full, float (&y)[K], float (&dy)[K]) {
   if (kForm == Form::kOpen) {
     store<K, kDescending>(mine.rows[GPU_OUT], j, n, full, y);
     return;
@@ -140,7 +140,11 @@ __device__ __forceinline__ void finish_gate(const GpuScan& a, const Channel<T>& 
   for (int i = 0; i < K; ++i) {
     const float gate = fast_sigmoid(z[i]), total = y[i];
     y[i] *= grad[i] * gate * (1.f + z[i] * (1.f - gate));
-    if (kForm == Form::kClosing) z[i] *= gate * total;
+    if (kForm == Form::kClosing) {
+      z[i] *= gate;
+      dy[i] = grad[i] * z[i];  // once more, so that du, which may overwrite grad, cannot be written before grad is read
+      z[i] *= total;
+    }
   }
   store<K, kDescending>(mine.rows[GPU_DZ], j, n, full, y);
   if (kForm == Form::kClosing) store<K, kDescending>(mine.rows[GPU_OUT], j, n, full, z);
@@ -153,7 +157,7 @@ __device__ __forceinline__ void finish_channel(const GpuScan& a, Lane<K>& l, con
   const int lane = threadIdx.x % 32;
   const int n = place.seq.length, k = opaque(begin) + lane * K;
   const bool full = begin + 32 * K <= n;
-  if (kForm != Form::kBare) finish_gate<K, kDescending, kForm>(a, mine, k, n, full, l.y);
+  if (kForm != Form::kBare) finish_gate<K, kDescending, kForm>(a, mine, k, n, full, l.y, l.dy);
   const float bias = mine.bias, skip = mine.skip;
   float u[K], raw[K], dD = 0.f, dbias = 0.f;
   load<K, kDescending>(mine.rows[GPU_U], k, n, full, u);

@@ -70,8 +70,8 @@ struct Gradients {
   Tensor workspace;
 
   // delta: a tensor like which ddelta is
-  Gradients(Problem& p, const Tensor& grad, const Tensor& u, const Tensor& delta, const Tensor& states)
-      : du(torch::stable::empty_like(u)),
+  Gradients(Problem& p, const Tensor& grad, Tensor du, const Tensor& u, const Tensor& delta, const Tensor& states)
+      : du(du),
         ddelta(torch::stable::empty_like(delta)),
         dB(p.empty(u, {p.a.batch, p.a.groups, p.a.state, p.a.length})),
         dC(p.empty(u, {p.a.batch, p.a.groups, p.a.state, p.a.length})),

@@ -47,7 +47,7 @@ std::vector<Tensor> backward(Tensor grad, Tensor u, Tensor delta, Tensor A, Tens
   Problem p(u, A, D, z, bias, reverse, cu_seqlens);
   describe(p, u, delta, B, C, softplus);
   GpuScan& a = p.a;
-  Gradients g(p, grad, u, delta, states);
+  Gradients g(p, grad, torch::stable::empty_like(u), u, delta, states);
   Tensor dz = z ? torch::stable::empty_like(*z) : p.empty(u, {0});
   if (z) a.rows[GPU_DZ] = channels(dz, a, u, "dz");
   run(u, [&](auto type) { gpu_backward<decltype(type)>(a, current_stream(u.get_device_index())); });
