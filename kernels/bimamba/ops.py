@@ -202,6 +202,8 @@ def check(
         if not 1 <= state <= 256:
             raise ValueError(f"bimamba: {name}.A_log has {state} states; 1 to 256 are supported")
         named |= {f"{name}.{field}": x for field, x in w._asdict().items()}
+    if fwd.conv_weight.shape != rev.conv_weight.shape:
+        raise ValueError("bimamba: the convolutions of fwd and rev must be of one width")
     for name, x in named.items():
         if x.device != h.device:
             raise ValueError(f"bimamba: {name} is on {x.device}, h on {h.device}")

@@ -161,6 +161,11 @@ def test_empty_input():
         (dict(out_proj=torch.zeros(16, 32, dtype=torch.int32)), TypeError, "out_proj is torch.int32"),
         (dict(fwd=dict(conv_weight=torch.zeros(32, 1, 5))), ValueError, "fwd.conv_weight is 5 wide; widths of 2 to 4"),
         (dict(rev=dict(conv_weight=torch.zeros(32, 1, 1))), ValueError, "rev.conv_weight is 1 wide; widths of 2 to 4"),
+        (
+            dict(rev=dict(conv_weight=torch.zeros(32, 1, 3))),
+            ValueError,
+            "the convolutions of fwd and rev must be of one",
+        ),
         (dict(rev=dict(D=torch.zeros(5))), ValueError, r"rev.D must be \(32,\)"),
         (dict(fwd=dict(A_log=torch.zeros(32, 8))), ValueError, "fwd.x_proj must be"),
         (dict(cu_seqlens=torch.tensor([0, 100])), ValueError, "cu_seqlens must rise from 0 to L = 130"),
