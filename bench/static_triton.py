@@ -1,4 +1,4 @@
-"""The static figures of the Triton kernels: the launches of the op on meta tensors, compiled instead of started."""
+"""The static figures of the Triton kernels: the launches of an op on meta tensors, compiled instead of started."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -23,11 +24,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 
+from seq2exp.kernels.bimamba import triton as mixer
+from seq2exp.kernels.bimamba import triton_kernels as convolution_kernels
+from seq2exp.kernels.bimamba import triton_variants as mixer_variants
+from seq2exp.kernels.bimamba.direction import Direction, Taps
 from seq2exp.kernels.selective_scan import triton as scan
-from seq2exp.kernels.selective_scan import triton_kernels as kernels
-from seq2exp.kernels.selective_scan import triton_variants
+from seq2exp.kernels.selective_scan import triton_kernels as scan_kernels
+from seq2exp.kernels.selective_scan import triton_variants as scan_variants
 
-KERNELS = [name for name in vars(kernels) if name.endswith("_kernel")]
+KERNELS = [
+    (module, name) for module in (scan_kernels, convolution_kernels) for name in vars(module) if name.endswith("_kernel")
+]
+RANKS = 4  # ptxas unrolls the loop over ranks so often; what is left over has a loop of its own
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,13 @@ class TorchWork(TorchDispatchMode):
 
 @contextmanager
 def compiling(architecture: int) -> Iterator[list[Started]]:
-    """Within it, launches of the scan's kernels are compiled for `architecture` and listed."""
+    """Within it, launches of our kernels are compiled for `architecture` and listed."""
     started: list[Started] = []
     driver.set_active(Device(architecture))
     with ExitStack() as stack:
-        for name in KERNELS:
-            recorder = Recorder(getattr(kernels, name), started)
-            stack.enter_context(patch.object(kernels, name, recorder))
+        for module, name in KERNELS:
+            recorder = Recorder(getattr(module, name), started)
+            stack.enter_context(patch.object(module, name, recorder))
         yield started
 
 
@@ -105,27 +113,48 @@ class Recorder:
 
 def start(p: Problem, architecture: int) -> tuple[list[Started], int]:
     """The launches of the op, everything optional present, and the elements that torch handles around them."""
-
-    def empty(*shape: int, dtype: str = p.dtype) -> Tensor:
-        return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
-
-    u, delta, z, grad = (empty(p.batch, p.dim, p.length) for _ in range(4))
-    B, C = (empty(p.batch, 1, p.state, p.length) for _ in range(2))
-    A, D, bias = (empty(*shape, dtype="float32") for shape in ((p.dim, p.state), (p.dim,), (p.dim,)))
-    arguments = (u, delta, A, B, C, D, z, bias, True, p.reverse, None)
-    states = empty(*scan.states_shape(p.batch, p.dim, p.state, p.length, None), dtype="float32")
+    run = prepared_convolution(p) if p.direction.startswith("convolution") else prepared_scan(p)
     with compiling(architecture) as started, TorchWork() as work:
-        if p.direction == "forward":
-            scan.forward(*arguments)
-        else:
-            scan.backward(grad, *arguments, states)
+        run()
     return started, work.elements
+
+
+def prepared_scan(p: Problem) -> Callable[[], object]:
+    u, delta, z, grad, add = (signal(p, p.dim) for _ in range(5))
+    B, C = (signal(p, p.state) for _ in range(2))
+    A, D, bias, dt_proj = (weight(p.dim, *columns) for columns in ((p.state,), (), (), (p.rank,)))
+    states = weight(*scan.states_shape(p.batch, p.dim, p.state, p.length, None))
+    arguments = (u, delta, A, B[:, None], C[:, None], D, z, bias, True, p.reverse, None)
+    d = Direction(u, signal(p, p.rank), dt_proj, A, B, C, D, bias, z, add, p.reverse, None)
+    return {
+        "forward": partial(scan.forward, *arguments),
+        "backward": partial(scan.backward, grad, *arguments, states),
+        "mixer forward": partial(mixer.scan, d),
+        "mixer backward, open": partial(mixer.scan_backward, grad, d, states, False),
+        "mixer backward, closing": partial(mixer.scan_backward, grad, d, states, True),
+    }[p.direction]
+
+
+def prepared_convolution(p: Problem) -> Callable[[], object]:
+    """Both directions."""
+    x, taps = signal(p, p.dim), Taps(weight(p.dim, 4), weight(p.dim))
+    if p.direction == "convolution forward":
+        return partial(mixer.convolve, x, taps, taps, None)
+    return partial(mixer.convolve_backward, x, x, x, taps, taps, None)
+
+
+def signal(p: Problem, rows: int) -> Tensor:
+    return torch.empty(p.batch, rows, p.length, dtype=getattr(torch, p.dtype), device="meta")
+
+
+def weight(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
 
 
 def variants(architecture: int) -> list[Variant]:
     """Every variant, whatever the problem."""
     found = []
-    for variant in triton_variants.variants():
+    for variant in chain(scan_variants.variants(), mixer_variants.variants()):
         compiled = variant.compile(architecture)
         kernel, resources = disassembled(compiled, architecture)
         found.append(
@@ -163,9 +192,12 @@ def op(p: Problem, architecture: int) -> Op:
 
 def trips(x: Started, p: Problem) -> LoopTree:
     """Mean trips of the loops of a program."""
+    if x.name.startswith("bimamba_conv"):
+        return [(x.arguments["n_tiles"] / x.arguments["n_parts"], [])]
     segments: int = x.arguments["n_segments"]
     tiles = -(-p.length // scan.CHUNK)
-    states: LoopTree = [(p.state, [])]
+    ranks: LoopTree = [] if x.arguments.get("dt_proj") is None else [(p.rank // RANKS, []), (p.rank % RANKS, [])]
+    states: LoopTree = [*ranks, (p.state, [])]
     if x.name == "selective_scan_carry_kernel":
         return [(-(-segments // x.arguments["BS"]), [])]
     if x.name == "selective_scan_segment_kernel":
