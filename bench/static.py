@@ -45,7 +45,7 @@ CONVOLUTION_PROBLEMS = [
     for direction, dtype in product(("forward", "backward"), ("float32", "bfloat16"))
 ]
 
-CUDA_PROBLEMS = [*PROBLEMS, *MIXER_PROBLEMS, *CONVOLUTION_PROBLEMS]
+ALL_PROBLEMS = [*PROBLEMS, *MIXER_PROBLEMS, *CONVOLUTION_PROBLEMS]
 
 
 def main() -> int:
@@ -80,11 +80,11 @@ def collect() -> dict:
     variants, ops, changes = [], [], {}
     for compiled in static_cuda.compile_all(ARCHITECTURES):
         variants += static_cuda.variants(compiled)
-        ops += [static_cuda.op(compiled, problem) for problem in CUDA_PROBLEMS]
+        ops += [static_cuda.op(compiled, problem) for problem in ALL_PROBLEMS]
         changes[f"sm_{compiled.architecture}"] = static_cuda.changed_by_marks(compiled)
     for architecture in ARCHITECTURES:
         variants += static_triton.variants(architecture)
-        ops += [static_triton.op(problem, architecture) for problem in PROBLEMS]
+        ops += [static_triton.op(problem, architecture) for problem in ALL_PROBLEMS]
     return {
         "tools": tools(),
         "variants": [variant.record() for variant in variants],

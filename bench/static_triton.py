@@ -33,7 +33,10 @@ from seq2exp.kernels.selective_scan import triton_kernels as scan_kernels
 from seq2exp.kernels.selective_scan import triton_variants as scan_variants
 
 KERNELS = [
-    (module, name) for module in (scan_kernels, convolution_kernels) for name in vars(module) if name.endswith("_kernel")
+    (module, name)
+    for module in (scan_kernels, convolution_kernels)
+    for name in vars(module)
+    if name.endswith("_kernel")
 ]
 RANKS = 4  # ptxas unrolls the loop over ranks so often; what is left over has a loop of its own
 
@@ -138,7 +141,7 @@ def prepared_scan(p: Problem) -> Callable[[], object]:
 def prepared_convolution(p: Problem) -> Callable[[], object]:
     """Both directions."""
     x, taps = signal(p, p.dim), Taps(weight(p.dim, 4), weight(p.dim))
-    if p.direction == "convolution forward":
+    if p.direction == "convolution, forward":
         return partial(mixer.convolve, x, taps, taps, None)
     return partial(mixer.convolve_backward, x, x, x, taps, taps, None)
 

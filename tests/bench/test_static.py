@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -74,7 +75,27 @@ def test_recorded_report():
     assert len(report["calibration"]) == 4
     places = {(r["backend"], r["architecture"]) for r in report["ops"]}
     assert places == {(backend, sm) for backend in ("cuda", "triton") for sm in static.ARCHITECTURES}
-    assert len(report["ops"]) == len(static.ARCHITECTURES) * (len(static.CUDA_PROBLEMS) + len(static.PROBLEMS))
+    for place in places:
+        found = [key(r) for r in report["ops"] if (r["backend"], r["architecture"]) == place]
+        assert found == [key(vars(p)) for p in static.ALL_PROBLEMS], place
+
+
+def key(problem: dict) -> tuple:
+    return tuple(problem[name] for name in ("direction", "dtype", "length", "reverse"))
+
+
+@pytest.mark.parametrize("direction", ["mixer forward", "mixer backward, closing", "convolution, backward"])
+def test_recorded_figures_of_triton_are_those_of_the_code(direction):
+    static_triton = pytest.importorskip("static_triton", reason="triton is not installed")
+    report = static.recorded()
+    if version("triton") != report["tools"]["triton"]:
+        pytest.skip("recorded with another version of Triton")
+    problem = next(p for p in static.ALL_PROBLEMS if p.direction == direction and p.dtype == "bfloat16")
+    same = [
+        r for r in report["ops"]
+        if (r["backend"], r["architecture"]) == ("triton", 80) and key(r) == key(vars(problem))
+    ]  # fmt: skip
+    assert same == [static_triton.op(problem, 80).record()]
 
 
 def test_recorded_cost_of_step_sizes_from_their_factor():
