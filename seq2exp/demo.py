@@ -83,7 +83,7 @@ def run_demo(
     picture = out / "discovery" / "locus.png"
     if found.locus is not None:
         plot_locus(picture, found.locus, windows["test"].signal_names, model.config.center, selection, known)
-    recovery = _recovery(loci, known, windows["test"].signal_names)
+    recovery = recovery_of(loci, known, windows["test"].signal_names)
     report = DemoReport(
         seed=seed,
         steps=config.steps,
@@ -120,7 +120,7 @@ def _baselines(windows: dict[str, GeneWindows], predictions: pd.DataFrame) -> di
     }
 
 
-def _recovery(loci: Iterable[Locus], known: Sequence[KnownElement], signal_names: Sequence[str]) -> Recovery:
+def recovery_of(loci: Iterable[Locus], known: Sequence[KnownElement], signal_names: Sequence[str]) -> Recovery:
     """Soft mask, tracks, and tracks times contact against the causal elements, outside the centre."""
     by_gene: dict[str, list[KnownElement]] = {}
     for element in known:
