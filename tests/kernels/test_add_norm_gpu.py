@@ -5,37 +5,28 @@ With SEQ2EXP_REHEARSAL=1 the same tests run the C++ backend on the CPU.
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from norm_problems import BFLOAT, CHANNELS, DTYPES, FLOAT, check, check_rounding, moved, problem, results, strided
+from on_gpu import BACKENDS, DEVICE, MARKS, forced, implementation
 
-from seq2exp.kernels import add_norm, backends, set_backend
+from seq2exp.kernels import add_norm
 
-REHEARSAL = os.environ.get("SEQ2EXP_REHEARSAL") == "1"
-DEVICE, BACKENDS = ("cpu", ("cpu",)) if REHEARSAL else ("cuda", ("triton", "cuda"))
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not REHEARSAL and not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> Iterator[str]:
-    if reason := backends()[request.param]:
-        pytest.skip(reason)
-    with set_backend(request.param):
-        yield request.param
+    with forced(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def module(backend) -> ModuleType:
-    return importlib.import_module(f"seq2exp.kernels.add_norm.{'native' if backend == 'cpu' else backend}")
+    return implementation("add_norm", backend)
 
 
 @pytest.mark.parametrize("channels", [*CHANNELS, 2048, 4096])

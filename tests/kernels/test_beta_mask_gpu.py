@@ -5,38 +5,29 @@ With SEQ2EXP_REHEARSAL=1 the same tests run the C++ backend on the CPU.
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from mask_problems import OPTIONS, check, kolmogorov_smirnov, precise_gradients, problem, results, settings
+from on_gpu import BACKENDS, DEVICE, MARKS, forced, implementation
 
-from seq2exp.kernels import backends, beta_mask, set_backend
+from seq2exp.kernels import beta_mask
 from seq2exp.kernels.beta_mask.settings import BetaMask, Saved
 
-REHEARSAL = os.environ.get("SEQ2EXP_REHEARSAL") == "1"
-DEVICE, BACKENDS = ("cpu", ("cpu",)) if REHEARSAL else ("cuda", ("triton", "cuda"))
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not REHEARSAL and not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> Iterator[str]:
-    if reason := backends()[request.param]:
-        pytest.skip(reason)
-    with set_backend(request.param):
-        yield request.param
+    with forced(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def module(backend) -> ModuleType:
-    return importlib.import_module(f"seq2exp.kernels.beta_mask.{'native' if backend == 'cpu' else backend}")
+    return implementation("beta_mask", backend)
 
 
 def there(p: SimpleNamespace) -> SimpleNamespace:

@@ -5,32 +5,23 @@ With SEQ2EXP_REHEARSAL=1 the same tests run the C++ backend on the CPU.
 
 from __future__ import annotations
 
-import importlib
-import os
-from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
 import torch
 from mixer_problems import check_convolution, taps
+from on_gpu import BACKENDS, DEVICE, MARKS, implementation
 
 from seq2exp.kernels import backends
 
-REHEARSAL = os.environ.get("SEQ2EXP_REHEARSAL") == "1"
-DEVICE, BACKENDS = ("cpu", ("cpu",)) if REHEARSAL else ("cuda", ("triton", "cuda"))
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not REHEARSAL and not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(params=BACKENDS)
 def module(request) -> ModuleType:
-    name = f"seq2exp.kernels.bimamba.{'native' if request.param == 'cpu' else request.param}"
-    if reason := backends()[request.param] or (None if find_spec(name) else f"there is no {name}"):
+    if reason := backends()[request.param]:
         pytest.skip(reason)
-    return importlib.import_module(name)
+    return implementation("bimamba", request.param)
 
 
 def signal(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -5,34 +5,27 @@ With SEQ2EXP_REHEARSAL=1 the same tests run the C++ backend on the CPU, so that 
 
 from __future__ import annotations
 
-import importlib
-import os
 from types import ModuleType
 
 import pytest
 import torch
 from mixer_problems import check_scan, direction, on, scan_backward
+from on_gpu import BACKENDS, DEVICE, MARKS, implementation
 from torch import Tensor
 
 from seq2exp.kernels import backends
 from seq2exp.kernels.bimamba.direction import Direction
 
-REHEARSAL = os.environ.get("SEQ2EXP_REHEARSAL") == "1"
-DEVICE, BACKENDS = ("cpu", ("cpu",)) if REHEARSAL else ("cuda", ("triton", "cuda"))
-MODULES = {"cpu": "native"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not REHEARSAL and not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(params=BACKENDS)
 def module(request) -> ModuleType:
     if reason := backends()[request.param]:
         pytest.skip(reason)
-    return importlib.import_module(f"seq2exp.kernels.bimamba.{MODULES.get(request.param, request.param)}")
+    return implementation("bimamba", request.param)
 
 
 PACKED = [0, 0, 1, 64, 64, 300, 557, 558, 900, 900]

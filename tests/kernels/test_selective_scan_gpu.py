@@ -6,45 +6,36 @@ Tests with "forward" or "backward" in their names prove figures; `make gpu` prin
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from on_gpu import BACKENDS, DEVICE, MARKS, REHEARSAL, forced, implementation
 from scan_problems import FORWARD_LIMIT, GRAD_LIMIT, GRADS, arguments, extreme, problem, rms_error
 from torch import Tensor
 
-from seq2exp.kernels import backends, selective_scan, set_backend
+from seq2exp.kernels import selective_scan, set_backend
 from seq2exp.kernels.backend import resolve
 from seq2exp.kernels.selective_scan import chunked
 
-REHEARSAL = os.environ.get("SEQ2EXP_REHEARSAL") == "1"
-DEVICE, BACKENDS = ("cpu", ("cpu",)) if REHEARSAL else ("cuda", ("triton", "cuda"))
-MODULES = {"cpu": "native"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not REHEARSAL and not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = MARKS
 only_cuda = pytest.mark.skipif(REHEARSAL, reason="rehearsal: needs a CUDA device")
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> Iterator[str]:
-    if reason := backends()[request.param]:
-        pytest.skip(reason)
-    with set_backend(request.param):
-        yield request.param
+    with forced(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def scan(backend) -> ModuleType:
     """forward and backward of the backend."""
-    return importlib.import_module(f"seq2exp.kernels.selective_scan.{MODULES.get(backend, backend)}")
+    return implementation("selective_scan", backend)
 
 
 @contextmanager
