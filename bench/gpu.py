@@ -118,8 +118,9 @@ def steps(run: Run) -> int:
         "tests": {name: report.summary(part) for name, part in records.items()},
         "sanitizer": {f"{backend} {tool}": verdict for (backend, tool), verdict in checks.items()}, "gate": gate,
         "copy_gb_per_s": next((r["copy_gb_per_s"] for r in measured if "copy_gb_per_s" in r), None),
-        "cases": [r for r in measured if "figures" in r and "shape" not in r["load"]],
+        "cases": [r for r in measured if "figures" in r and "direction" in r["load"] and "shape" not in r["load"]],
         "layers": [r for r in measured if "figures" in r and "shape" in r["load"]],
+        "masks": [r for r in measured if "figures" in r and "kind" in r["load"]],
         "baseline": next((r for r in measured if "baseline" in r), None), "tuning": tuned,
     }  # fmt: skip
     return finish(run, result)
@@ -255,7 +256,10 @@ def finish(run: Run, result: dict) -> int:
     chip = report.Chip.of(gpu, result["copy_gb_per_s"]) if gpu else None
     result["targets"] = [
         line for name in ours
-        for line in (*report.targets(result["cases"], chip, name), *report.layer_targets(result["layers"], name))
+        for line in (
+            *report.targets(result["cases"], chip, name), *report.layer_targets(result["layers"], name),
+            *report.mask_targets(result["masks"], name),
+        )
     ] + [report.baseline_target(result["baseline"] if gpu else None)]  # fmt: skip
     result["steps"], result["seconds"] = run.steps, round(run.seconds())
     path = RESULTS / f"{report.slug(gpu['name'])}.json" if gpu else ROOT / "build" / "gpu-rehearsal.json"

@@ -1,8 +1,8 @@
-"""Measures the scan and the bidirectional layer on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
+"""Measures scan, bidirectional layer and mask on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
 
-GATE is a JSON file, backend -> direction of the scan or "layer" -> None or the reason why it gets no figure. PEERS is
-where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a crash the same
-command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
+GATE is a JSON file, backend -> direction of the scan, "layer" or "mask" -> None or the reason why it gets no figure.
+PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a crash the
+same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import mask_load
 import torch
 from gpu_jobs import append, read
 from layer_load import COMPOSED, Form, LayerInputs, LayerLoad, on_backend, published_form
+from mask_load import MaskInputs, MaskLoad
 from published_layer import fast_mamba
 from workload import Inputs, Scan, Workload, backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CRASHES = 2  # that many, and an implementation is no longer tried
-Load = Workload | LayerLoad
+Load = Workload | LayerLoad | MaskLoad
+Input = Inputs | LayerInputs | MaskInputs
+Run = Scan | Form | mask_load.Form
 Plan = list[tuple[Load, tuple[str, ...]]]
 
 
@@ -56,6 +60,7 @@ def plan() -> Plan:
         *layers("mixer", (8, 200_704), (8, 200_000)),
         *layers("layer", (8, 200_000)),
         *layers("equivariant", (8, 200_000)),
+        *((MaskLoad(kind, 8, 200_000), ("cuda", "triton", "composed")) for kind in mask_load.KINDS),
         *both((1, 200_000), who=(*all_three, "reference")),
         *both((8, 200_000), who=all_three, dtype="float32"),
         *layers("mixer", (8, 200_704), direction="forward"),
@@ -90,6 +95,7 @@ def rehearsal_plan() -> Plan:
                 ("float32", "mixer", "forward"), ("float32", "equivariant", "forward"),
             )
         ),
+        *((MaskLoad(kind, 2, 3_000), ("cpu", "composed")) for kind in mask_load.KINDS),
     ]  # fmt: skip
 
 
@@ -126,7 +132,7 @@ def peak_mb(work: Callable[[], object]) -> float | None:
 
 
 class Prepared(NamedTuple):
-    sets: list[Inputs] | list[LayerInputs]
+    sets: list[Input]
     exact: dict[str, torch.Tensor]  # of the first set
 
 
@@ -135,7 +141,7 @@ def prepare(load: Load) -> Prepared:
     return Prepared(sets, load.exact(sets[0]))
 
 
-def input_sets(load: Load) -> list[Inputs] | list[LayerInputs]:
+def input_sets(load: Load) -> list[Input]:
     """As many as exceed the L2 cache three times, so that no call finds its inputs there."""
     first = load.inputs(DEVICE)
     if DEVICE == "cpu":
@@ -158,7 +164,7 @@ def alternate(calls: dict[str, list[Callable[[], object]]], seconds: float) -> d
 
 
 def measure(
-    load: Load, prepared: Prepared, forms: dict[str, Scan | Form], begin: Callable[[str], None] = lambda name: None
+    load: Load, prepared: Prepared, forms: dict[str, Run], begin: Callable[[str], None] = lambda name: None
 ) -> dict[str, dict]:
     """Figures of each, or why there are none: {"error": ...}. `begin` is told who is about to run first.
 
@@ -238,16 +244,18 @@ def crashes(records: list[dict]) -> dict[str, set[str]]:
     return found
 
 
-def implementation(name: str, load: Load, peers: Peers) -> Scan | Form | str:
+def implementation(name: str, load: Load, peers: Peers) -> Run | str:
     """What runs under that name, or why nothing does."""
     if name == "mamba":
         return peers.layer if isinstance(load, LayerLoad) else peers.scan
+    if isinstance(load, MaskLoad):
+        return mask_load.composed if name == "composed" else mask_load.on_backend(name)
     if isinstance(load, LayerLoad):
         return COMPOSED if name == "composed" else on_backend(name)
     return backend(name)
 
 
-def withheld(name: str, load: Load, gate: dict, form: Scan | Form | str, crashed: dict[str, set[str]]) -> str | None:
+def withheld(name: str, load: Load, gate: dict, form: Run | str, crashed: dict[str, set[str]]) -> str | None:
     """Why that implementation gets no figure in that case."""
     if load.name in crashed["all"] | crashed[name]:
         return "the process ended while this was measured"

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 DIRECTIONS = ("forward", "backward")  # of the scan
-GATES = (*DIRECTIONS, "layer")
-LAYER_TESTS = ("test_bimamba", "test_add_norm")  # files
+# files of tests
+TESTS = {"layer": ("test_bimamba", "test_add_norm"), "mask": ("test_beta_mask",)}
+GATES = (*DIRECTIONS, *TESTS)
 BACKWARD_OPERATIONS = 26  # fp32 operations a state element; 5.1 ms for both directions of a layer on an H200
 
 
@@ -59,11 +60,11 @@ def floor_ms(chip: Chip, direction: str, elements: int, traffic: int) -> float:
 
 
 def gate(records: list[dict], backends: tuple[str, ...]) -> dict[str, dict[str, str | None]]:
-    """backend -> direction of the scan, or "layer" -> None, or why it gets no figure.
+    """backend -> direction of the scan, "layer" or "mask" -> None, or why it gets no figure.
 
-    Every test that names the direction, or is in a file of the layer, and has run must have passed; one that was
-    collected and never ended counts as failed. The backward needs the forward's tests too. Skipped tests prove nothing,
-    so one at least must have passed.
+    Every test that names the direction, or is in a file of the layer or the mask, and has run must have passed; one
+    that was collected and never ended counts as failed. The backward needs the forward's tests too. Skipped tests prove
+    nothing, so one at least must have passed.
     """
     outcomes = {r["test"]: r for r in records if "test" in r}
     collected = {test for r in records for test in r.get("collected", ())}
@@ -86,8 +87,8 @@ def gate(records: list[dict], backends: tuple[str, ...]) -> dict[str, dict[str, 
 
 
 def proves(test: str, what: str) -> bool:
-    of_layer = any(name in test for name in LAYER_TESTS)
-    return of_layer if what == "layer" else not of_layer and f"_{what}" in test
+    of = next((name for name, files in TESTS.items() if any(file in test for file in files)), None)
+    return of == what if what in TESTS else of is None and f"_{what}" in test
 
 
 def backend_of(test: str) -> str | None:
@@ -189,14 +190,29 @@ def layer_targets(layers: list[dict], backend: str) -> list[dict]:
     return [*lines, target(backend, "layer, mamba-ssm's peak memory over ours", peak, 2)]
 
 
+def mask_targets(masks: list[dict], backend: str) -> list[dict]:
+    """The mask's goals for 1.6 M bases, forward and backward."""
+    figures = {c["case"]: c["figures"] for c in masks}
+    lines = []
+    for kind in ("soft", "hard"):
+        case = figures.get(f"mask_{kind}_b8_l200000_float32", {})
+        mine, theirs = (case.get(who, {}).get("ms") for who in (backend, "composed"))
+        lines += [
+            target(backend, f"{kind} mask, times as fast as torch.distributions", ratio(theirs, mine), 8),
+            target(backend, f"{kind} mask, ms for 1.6 M bases", mine, 0.5, least=False),
+        ]
+    return lines
+
+
 def baseline_target(baseline: dict | None) -> dict:
     """The composed form's parts alone take its time: nothing in it is hidden."""
     return target("composed", "sum of parts over the whole", baseline and baseline["parts_over_whole"], 0.9)
 
 
-def layer_lines(layers: list[dict], ours: tuple[str, ...]) -> list[str]:
+def layer_lines(
+    layers: list[dict], ours: tuple[str, ...], others: tuple[str, ...] = ("mamba", "composed")
+) -> list[str]:
     """A line a case: of everybody ms, bytes a base saved, GB/s and peak; of ours also times as fast as the others."""
-    others = ("mamba", "composed")
     head = f"{'case':40}"
     for name in (*others, *ours):
         head += f" |{name + ' ms':>12}{'B/base':>8}{'GB/s':>7}{'peak MB':>9}"
@@ -294,6 +310,7 @@ def final(result: dict, chip: Chip | None, ours: tuple[str, ...], other: str) ->
         "tests": test_lines(result["tests"]),
         f"cases{tiny} (ratio: {other} / ours; xfloor: ours / floor)": case_lines(result["cases"], chip, ours, other),
         f"layers{tiny} (B/base: saved for the backward)": layer_lines(result["layers"], ours),
+        f"mask{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["masks"], ours, ("composed",)),
         "the published form on our scan, forward and backward": baseline_lines(result["baseline"]),
         "tuning": tuning_lines(result["tuning"]),
         "targets": target_lines(result["targets"]),

@@ -7,6 +7,8 @@ import sys
 
 import torch
 from layer_load import LayerLoad
+from mask_load import KINDS, MaskLoad
+from mask_load import on_backend as mask_on_backend
 from scan_problems import arguments, problem
 
 from seq2exp.kernels import set_backend
@@ -40,7 +42,12 @@ def main(backend: str) -> None:
             x.backbone(x.x.requires_grad_(), cu_seqlens=offsets).backward(x.grad)
         if device == "cuda":
             torch.cuda.synchronize()
-    print(f"{len(PROBLEMS)} problems and {len(LAYERS)} layers, forward and backward")
+    for kind in KINDS:
+        load = MaskLoad(kind, 2, 700)
+        load.call(mask_on_backend(backend), load.inputs(device))()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    print(f"{len(PROBLEMS)} problems, {len(LAYERS)} layers and {len(KINDS)} masks, forward and backward")
 
 
 if __name__ == "__main__":

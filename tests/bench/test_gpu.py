@@ -63,7 +63,9 @@ def test_measuring_and_tuning_on_a_bare_python(bare, tmp_path):
     if _extension.load():
         pytest.skip(_extension.load())
     gate, journal = tmp_path / "gate.json", tmp_path / "measure.jsonl"
-    gate.write_text(json.dumps({"cpu": {"forward": None, "backward": "2 of 3 backward tests failed", "layer": None}}))
+    gate.write_text(
+        json.dumps({"cpu": {"forward": None, "backward": "2 of 3 backward tests failed", "layer": None, "mask": None}})
+    )
     program = f"""
 import importlib.util, json, sys
 from pathlib import Path
@@ -81,7 +83,8 @@ print(json.dumps(gpu_facts.facts()))
     assert facts["gpu"] is None and facts["torch"] and facts["cores"] >= 1
     records = read(journal)
     found = [r for r in records if "figures" in r]
-    cases = [r for r in found if "shape" not in r["load"]]
+    cases = [r for r in found if "direction" in r["load"] and "shape" not in r["load"]]
+    check_masks([r for r in found if "kind" in r["load"]])
     assert len(cases) == 8 and any("copy_gb_per_s" in r for r in records)
     check_layers([r for r in found if "shape" in r["load"]], next(r for r in records if "baseline" in r))
     for case in cases:
@@ -94,6 +97,16 @@ print(json.dumps(gpu_facts.facts()))
     tuned = [r for r in records if "point" in r]
     assert {r["point"] for r in tuned} > {"default", "portable"} and all("ms" in r for r in tuned)
     assert [r["case"] for r in records if r.get("withheld")] == ["backward_b2_l500_d8_n4_bfloat16"]
+
+
+def check_masks(masks: list[dict]) -> None:
+    assert [r["load"]["kind"] for r in masks] == ["soft", "hard", "top"]
+    for case in masks:
+        ours, other = case["figures"]["cpu"], case["figures"]["composed"]
+        assert 0 < ours["error_rms"] < 1e-4 and 0 < other["error_rms"] <= 1e-3
+        assert ours["ms_min"] <= ours["ms"] <= ours["ms_max"] and other["ms"] > 0
+        if case["load"]["kind"] != "top":
+            assert ours["hooks_bytes_per_base"] <= 24 < other["hooks_bytes_per_base"]
 
 
 def check_layers(layers: list[dict], baseline: dict) -> None:
@@ -150,13 +163,17 @@ def test_gate_follows_the_tests():
     records += [
         {**outcome("", "passed"), "test": "tests/test_bimamba_gpu.py::test_scan[cuda-1]"},
         {**outcome("", "failed"), "test": "tests/test_add_norm_gpu.py::test_backward[triton-1]"},
+        {**outcome("", "passed"), "test": "tests/test_beta_mask_gpu.py::test_options[cuda-soft]"},
+        {**outcome("", "failed"), "test": "tests/test_beta_mask_gpu.py::test_backward[triton-soft]"},
     ]
     gate = report.gate(records, ("cuda", "triton", "cpu"))
-    assert gate["cuda"] == {"forward": None, "backward": "1 of 1 backward tests failed", "layer": None}
+    assert gate["cuda"] == {"forward": None, "backward": "1 of 1 backward tests failed", "layer": None, "mask": None}
     assert gate["triton"] == {
         **dict.fromkeys(("forward", "backward"), "1 of 1 forward tests failed"), "layer": "1 of 1 layer tests failed",
+        "mask": "1 of 1 mask tests failed",
     }  # fmt: skip
-    assert gate["cpu"] == {"forward": None, "backward": None, "layer": "no layer test ran: none was found"}
+    none = {what: f"no {what} test ran: none was found" for what in ("layer", "mask")}
+    assert gate["cpu"] == {"forward": None, "backward": None, **none}
     hung = [{"collected": ["t.py::test_forward[cpu-9]"]}, *records]
     assert report.gate(hung, ("cpu",))["cpu"]["forward"] == "1 of 2 forward tests failed"
     assert report.summary(hung)["first_that_never_ended"] == ["t.py::test_forward[cpu-9]"]
@@ -237,6 +254,23 @@ def test_layer_targets_and_table():
     lines = report.layer_lines(layers, ("cuda",))
     assert "mixer_both_b8_l200704_bf16" in lines[1] and "2.25" in lines[1] and "384" in lines[1] and "4160" in lines[1]
     assert lines[-1] == "no figure for mamba: not measured: no nvcc (1 cases, first equivariant_both_b8_l200000_bf16)"
+
+
+def test_mask_targets_and_table():
+    from mask_load import MaskLoad
+
+    def masked(kind: str, **ms: float) -> dict:
+        load = MaskLoad(kind, 8, 200_000)
+        figures = {name: {"ms": value, "gb_per_s": 1.0, "peak_mb": 100.0} for name, value in ms.items()}
+        return {"case": load.name, "load": vars(load), "elements": load.elements, "figures": figures}
+
+    masks = [masked("soft", cuda=0.4, composed=6.0), masked("hard", cuda=0.6, composed=3.0), masked("top", cuda=0.1)]
+    assert [(t["figure"], t["met"]) for t in report.mask_targets(masks, "cuda")] == [
+        (15.0, True), (0.4, True), (5.0, False), (0.6, False),
+    ]  # fmt: skip
+    assert {t["met"] for t in report.mask_targets(masks, "triton")} == {None}
+    lines = report.layer_lines(masks, ("cuda",), ("composed",))
+    assert "mask_soft_b8_l200000_fp32" in lines[1] and "15.00" in lines[1] and len(lines) == 4
 
 
 def test_baseline_of_the_layer():
