@@ -79,10 +79,13 @@ class Kernel:
         branches: Mapping[int, float] | None = None,
         sites: Mapping[int, int] | None = None,
         tree: LoopTree | None = None,
+        detours: bool = True,
     ) -> Count:
         """marks, branches: the passes T of every mark; or tree: the trips of every loop. Raises SassError.
 
         sites: for a mark that stands in the text once and in the code in several loops (inlined), in how many.
+        detours: whether conditional calls of subroutines count, such as that of a division for operands near the ends
+        of the range.
         """
         try:
             if tree is None:
@@ -91,6 +94,8 @@ class Kernel:
                 passes = _passes_from_tree(self.graph, tree)
             classes: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
             for block, n in passes.items():
+                if not detours and self.graph.is_detour(block):
+                    continue
                 for opcode, times in self.graph.opcodes(block).items():
                     classes[_CLASS_OF.get(opcode, "other")] += n * times
         except SassError as error:

@@ -73,6 +73,12 @@ class Graph:
             b = self._dominator[b]
         return a == b
 
+    def is_detour(self, block: int) -> bool:
+        """Whether it calls a subroutine and the only block before it can also go elsewhere."""
+        before = self._predecessors(block)
+        beside = len(before) == 1 and len(self.successors[before[0]]) > 1
+        return beside and any(self._is_call(i) for i in self.blocks[block])
+
     def opcodes(self, block: int) -> Counter[str]:
         """Instructions of one pass, subroutines included."""
         found: Counter[str] = Counter()

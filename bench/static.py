@@ -20,6 +20,7 @@ from pathlib import Path
 
 import calibration
 import conv_trips
+import mask_trips
 import static_cuda
 from gpu_build import load_setup
 from sass import SassError
@@ -45,7 +46,7 @@ CONVOLUTION_PROBLEMS = [
     for direction, dtype in product(("forward", "backward"), ("float32", "bfloat16"))
 ]
 
-ALL_PROBLEMS = [*PROBLEMS, *MIXER_PROBLEMS, *CONVOLUTION_PROBLEMS]
+ALL_PROBLEMS = [*PROBLEMS, *MIXER_PROBLEMS, *CONVOLUTION_PROBLEMS, *mask_trips.problems()]
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import conv_trips
+import mask_trips
 import sass
 import scan_trips
 from gpu_build import load_setup
@@ -21,8 +22,9 @@ from scan_trips import Problem
 from static_report import TORCH, TORCH_INSTRUCTIONS, Op, Variant
 
 ROOT = Path(__file__).resolve().parents[1]
-# of the scan, of the mixer's scan and of its convolutions, one a storage type
-SOURCES = sorted(path for kind in ("scan", "conv") for path in (ROOT / "csrc").glob(f"*/cuda/{kind}_*.cu"))
+# of the scan, of the mixer's scan and of its convolutions, one a storage type; of the mask
+SOURCES = sorted(path for kind in ("scan_*", "conv_*", "mask") for path in (ROOT / "csrc").glob(f"*/cuda/{kind}.cu"))
+TRIPS = {scan_trips.Problem: scan_trips, conv_trips.Problem: conv_trips, mask_trips.Problem: mask_trips}
 MARKED = "-DSEQ2EXP_MARKERS"
 
 
@@ -89,7 +91,8 @@ def _by_name(cubins: list[Path], read) -> dict:
 def variants(compiled: Compiled) -> list[Variant]:
     found = []
     for name, kernel in sorted(compiled.plain.items()):
-        threads, dynamic = (conv_trips if "_conv_" in name else scan_trips).block_shape(name)
+        trips = conv_trips if "_conv_" in name else mask_trips if "_mask_" in name else scan_trips
+        threads, dynamic = trips.block_shape(name)
         found.append(
             Variant(
                 "cuda", compiled.architecture, name, threads, local_accesses=kernel.local_accesses,
@@ -108,8 +111,8 @@ def changed_by_marks(compiled: Compiled) -> dict[str, float]:
 
 def op(compiled: Compiled, problem: Problem) -> Op:
     """Raises SassError where kernels and what the trip counts know of them do not fit together."""
-    trips = conv_trips if isinstance(problem, conv_trips.Problem) else scan_trips
-    numbers = scan_trips.mark_numbers()
+    trips = TRIPS[type(problem)]
+    numbers = (mask_trips if trips is mask_trips else scan_trips).mark_numbers()
     kernels, classes = {}, dict.fromkeys(sass.CLASSES, 0.0)
     for launch in trips.launches(problem):
         marks, branches, sites = (
@@ -118,7 +121,7 @@ def op(compiled: Compiled, problem: Problem) -> Op:
         )
         if launch.kernel not in compiled.marked:
             raise SassError(f"{launch.kernel} was not compiled; there are {', '.join(sorted(compiled.marked))}")
-        count = compiled.marked[launch.kernel].count(marks=marks, branches=branches, sites=sites)
+        count = compiled.marked[launch.kernel].count(marks=marks, branches=branches, sites=sites, detours=trips is not mask_trips)
         share = launch.blocks * launch.threads / problem.elements
         kernels[launch.kernel] = count.total * share
         for name, n in count.classes.items():

@@ -12,8 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import mask_trips
 import sass
 import torch
+from mask_load import MaskLoad
 from sass import LoopTree, SassError
 from sass_graph import STEP
 from scan_trips import Problem
@@ -24,6 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 
+from seq2exp.kernels.beta_mask import triton as mask
+from seq2exp.kernels.beta_mask import triton_kernels as mask_kernels
+from seq2exp.kernels.beta_mask.settings import BetaMask, Saved
 from seq2exp.kernels.bimamba import triton as mixer
 from seq2exp.kernels.bimamba import triton_kernels as convolution_kernels
 from seq2exp.kernels.bimamba import triton_variants as mixer_variants
@@ -34,11 +39,11 @@ from seq2exp.kernels.selective_scan import triton_variants as scan_variants
 
 KERNELS = [
     (module, name)
-    for module in (scan_kernels, convolution_kernels)
+    for module in (scan_kernels, convolution_kernels, mask_kernels)
     for name in vars(module)
     if name.endswith("_kernel")
 ]
-RANKS = 4  # ptxas unrolls the loop over ranks so often; what is left over has a loop of its own
+UNROLLED = 4  # ptxas unrolls the loops over ranks and tracks so often; what is left over has a loop of its own
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,15 @@ class Started:
     threads: int
     arguments: dict[str, object]
     kernel: sass.Kernel
+    resources: dict[str, int]  # as of a Variant
+
+    def variant(self, architecture: int, chosen: tuple[str, ...]) -> Variant:
+        """chosen: arguments that belong to the name."""
+        options = [f"{name}={self.arguments[name]}" for name in chosen if name in self.arguments]
+        return Variant(
+            "triton", architecture, f"{self.name}[{', '.join(options)}]", self.threads,
+            local_accesses=self.kernel.local_accesses, code=len(self.kernel.code) * STEP, **self.resources,
+        )  # fmt: skip
 
 
 class Device:
@@ -109,14 +123,16 @@ class Recorder:
         compiled = self.kernel.run(*args, grid=grid, warmup=True, **options)
         own = {name: value for name, value in options.items() if name in self.kernel.arg_names}
         arguments = inspect.signature(self.kernel.fn).bind(*args, **own).arguments
-        kernel, _ = disassembled(compiled, driver.active.get_current_device())
+        kernel, resources = disassembled(compiled, driver.active.get_current_device())
+        resources["dynamic_shared"] = compiled.metadata.shared
         threads = 32 * compiled.metadata.num_warps
-        self.started.append(Started(self.kernel.fn.__name__, grid[0], threads, arguments, kernel))
+        self.started.append(Started(self.kernel.fn.__name__, grid[0], threads, arguments, kernel, resources))
 
 
 def start(p: Problem, architecture: int) -> tuple[list[Started], int]:
     """The launches of the op, everything optional present, and the elements that torch handles around them."""
-    run = prepared_convolution(p) if p.direction.startswith("convolution") else prepared_scan(p)
+    prepare = {"convolution": prepared_convolution, "mask": prepared_mask}.get(p.direction.split(",")[0], prepared_scan)
+    run = prepare(p)
     with compiling(architecture) as started, TorchWork() as work:
         run()
     return started, work.elements
@@ -146,6 +162,20 @@ def prepared_convolution(p: Problem) -> Callable[[], object]:
     return partial(mixer.convolve_backward, x, x, x, taps, taps, None)
 
 
+def prepared_mask(p: mask_trips.Problem) -> Callable[[], object]:
+    """As mask_trips.py says."""
+    s = MaskLoad(p.kind, p.batch, p.length).settings
+    size = (p.batch, p.length)
+    logits, signals = weight(*size, 2), weight(*size, mask_trips.TRACKS)
+    tracks = [weight(mask_trips.TRACKS) for _ in range(2)]
+    if p.direction.endswith("forward"):
+        rows = torch.empty(p.batch, dtype=torch.int64, device="meta")
+        return partial(mask.forward, logits, signals, *tracks, None, None, rows, s)
+    grads = BetaMask(weight(*size), None, None, None, weight(), weight())
+    kept = Saved(*(weight(*size) for _ in range(3)), torch.empty(size, dtype=torch.uint8, device="meta"))
+    return partial(mask.backward, grads, logits, None, *tracks, kept, s, False, False)
+
+
 def signal(p: Problem, rows: int) -> Tensor:
     return torch.empty(p.batch, rows, p.length, dtype=getattr(torch, p.dtype), device="meta")
 
@@ -167,7 +197,9 @@ def variants(architecture: int) -> list[Variant]:
                 code=len(kernel.code) * STEP, **resources,
             )
         )  # fmt: skip
-    return found
+    started = [x for p in mask_trips.problems() for x in start(p, architecture)[0]]
+    masks = [x.variant(architecture, chosen=("SAMPLE", "HARD")) for x in started]
+    return [*found, *{variant.kernel: variant for variant in masks}.values()]
 
 
 def disassembled(compiled: CompiledKernel, architecture: int) -> tuple[sass.Kernel, dict[str, int]]:
@@ -183,7 +215,7 @@ def op(p: Problem, architecture: int) -> Op:
     started, torch_elements = start(p, architecture)
     per_kernel, classes = {}, dict.fromkeys(sass.CLASSES, 0.0)
     for x in started:
-        count = x.kernel.count(tree=trips(x, p))
+        count = x.kernel.count(tree=trips(x, p), detours=not isinstance(p, mask_trips.Problem))
         share = x.programs * x.threads / p.elements
         per_kernel[x.name] = count.total * share
         for name, n in count.classes.items():
@@ -197,9 +229,11 @@ def trips(x: Started, p: Problem) -> LoopTree:
     """Mean trips of the loops of a program."""
     if x.name.startswith("bimamba_conv"):
         return [(x.arguments["n_tiles"] / x.arguments["n_parts"], [])]
+    if isinstance(p, mask_trips.Problem):
+        return mask_loops(x, p)
     segments: int = x.arguments["n_segments"]
     tiles = -(-p.length // scan.CHUNK)
-    ranks: LoopTree = [] if x.arguments.get("dt_proj") is None else [(p.rank // RANKS, []), (p.rank % RANKS, [])]
+    ranks: LoopTree = [] if x.arguments.get("dt_proj") is None else [(p.rank // UNROLLED, []), (p.rank % UNROLLED, [])]
     states: LoopTree = [*ranks, (p.state, [])]
     if x.name == "selective_scan_carry_kernel":
         return [(-(-segments // x.arguments["BS"]), [])]
@@ -213,3 +247,10 @@ def trips(x: Started, p: Problem) -> LoopTree:
         blocks = p.batch * segments * x.arguments["n_blocks"] / x.programs  # of channels, for each program
         return [(tiles / segments, [(blocks, states)])]
     raise SassError(f"nothing is known of the loops of {x.name}")
+
+
+def mask_loops(x: Started, p: mask_trips.Problem) -> LoopTree:
+    if x.name == "beta_mask_fwd_kernel":
+        tracks = [(n, []) for n in divmod(mask_trips.TRACKS, UNROLLED)]
+        return [*tracks, *((n, []) for n in mask_trips.attempts(p.kind, mask.BLOCK))]
+    return [] if x.name == "beta_mask_finish_kernel" else [(mask.NODES.value, [])]

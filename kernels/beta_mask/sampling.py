@@ -23,7 +23,6 @@ def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int
     a = concentration.double()
     boosted = torch.where(a < 1, a + 1, a)
     d = boosted - 1 / 3
-    c = torch.rsqrt(9 * d)
     position = torch.arange(a.shape[1], device=a.device).expand_as(a)
     row = rows[:, None].expand_as(a)
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
@@ -31,24 +30,29 @@ def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int
     result = torch.full_like(a, math.nan).flatten()
     pending = torch.isfinite(a).flatten().nonzero().flatten()  # NaN stays NaN: no draw would ever be accepted
     boost = torch.zeros_like(result)
-    d, c, position, row = (x.flatten() for x in (d, c, position, row))
+    d, position, row = (x.flatten() for x in (d, position, row))
     attempt = 0
     while pending.numel():
         r = row[pending]
         word = philox(
             (position[pending], r & 0xFFFFFFFF, (r >> 32) & 0xFFFFFFFF, torch.full_like(r, 2 * attempt + stream)), key
         )
-        x = torch.sqrt(-2 * torch.log(uniform(word[0]))) * torch.cos(2 * math.pi * uniform(word[1]))
-        v = (1 + c[pending] * x) ** 3
         dp = d[pending]
-        log_v = torch.log(v.clamp_min(1e-300))
-        accept = (v > 0) & (torch.log(uniform(word[2])) < 0.5 * x * x + dp - dp * v + dp * log_v)
+        log_v, accept = gamma_attempt(dp, word)
         if attempt == 0:
             boost[pending] = torch.log(uniform(word[3]))
         result[pending[accept]] = (torch.log(dp) + log_v)[accept]
         pending = pending[~accept]
         attempt += 1
     return torch.where(a < 1, result.view_as(a) + boost.view_as(a) / a, result.view_as(a))
+
+
+def gamma_attempt(d: Tensor, word: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """log(G / d) of an attempt at a draw of concentration d + 1/3 >= 1, and whether it is accepted."""
+    x = torch.sqrt(-2 * torch.log(uniform(word[0]))) * torch.cos(2 * math.pi * uniform(word[1]))
+    v = (1 + torch.rsqrt(9 * d) * x) ** 3
+    log_v = torch.log(v.clamp_min(1e-300))
+    return log_v, (v > 0) & (torch.log(uniform(word[2])) < 0.5 * x * x + d - d * v + d * log_v)
 
 
 def beta_logit_sample(alpha: Tensor, beta: Tensor, seed: int, rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 #include "beta_mask/marks.h"
 #include "common/beta.h"
+#include "common/marks.h"
 #include "common/storage.cuh"
 
 namespace seq2exp {
@@ -10,6 +11,8 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarps = kMaskThreads / 32;
+
+enum Mark { kMarkTrack = 1, kMarkAttempt, kMarkMean, kMarkSignals, kMarkSums };
 
 __device__ __forceinline__ float load_channel(const GpuChannels& x, int64_t b, int64_t j, int c) {
   const int64_t at = b * x.batch + j * x.position + c * x.channel;
@@ -66,6 +69,7 @@ __device__ __forceinline__ float log_gamma_draw(const GpuMask& a, int64_t row, i
   const uint64_t number = static_cast<uint64_t>(a.rows[row]);
   float boost = 0.f;
   for (uint32_t draw = stream;; draw += 2) {
+    S2E_MARK(kMarkAttempt);
     const Words<uint32_t> words = philox<uint32_t>(
         {{static_cast<uint32_t>(j), static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32), draw}}, a.key0, a.key1);
     if (draw == stream && small) boost = seq2exp::log(uniform<float>(words.w[3])) / concentration;
@@ -84,6 +88,7 @@ struct Base {
 __device__ __forceinline__ Base base_of(const GpuMask& a, int64_t row, int64_t j, float (&lowest)[3], float& bad) {
   float by_tracks = 0.f, beta_tracks = 0.f;
   for (int i = 0; i < a.tracks; ++i) {
+    S2E_MARK(kMarkTrack);
     const float s = load_channel(a.signals, row, j, i);
     bad += s - s == 0.f ? 0.f : 1.f;
     lowest[0] = fminf(lowest[0], s);
@@ -101,6 +106,7 @@ __device__ __forceinline__ Base base_of(const GpuMask& a, int64_t row, int64_t j
     x.logit = seq2exp::log((boosted(x.alpha) - 1.f / 3) / (boosted(x.beta) - 1.f / 3)) + (draw_alpha - draw_beta);
     x.soft = sigmoid(x.logit);
   } else {
+    S2E_MARK_BRANCH(kMarkMean);
     x.soft = x.alpha / (x.alpha + x.beta);
   }
   return x;
@@ -169,6 +175,7 @@ __device__ __forceinline__ ByConcentration<float> concentration_gradient(const G
   if (a.sample) {
     by = sample_gradient(alpha, beta, a.logit[at]);
   } else {
+    S2E_MARK_BRANCH(kMarkMean);
     const float inverse = 1.f / (alpha + beta);
     by = {beta * inverse * inverse, -alpha * inverse * inverse};
   }
@@ -197,12 +204,18 @@ __global__ void __launch_bounds__(kMaskThreads) beta_mask_bwd_kernel(const __gri
     by_beta = by.beta * a.z_scale;
     store_channel(a.grad_logits, row, j, 0, by_beta * sigmoid(load_channel(a.logits, row, j, 0)));
     store_channel(a.grad_logits, row, j, 1, by_alpha * sigmoid(load_channel(a.logits, row, j, 1)));
-    if (a.grad_signals.data)
-      for (int i = 0; i < a.tracks; ++i) store_channel(a.grad_signals, row, j, i, by_alpha * (a.weights[i] * a.signal_scale));
+    if (a.grad_signals.data) {
+      for (int i = 0; i < a.tracks; ++i) {
+        S2E_MARK(kMarkSignals);
+        store_channel(a.grad_signals, row, j, i, by_alpha * (a.weights[i] * a.signal_scale));
+      }
+    }
   }
   if (!a.grad_sums) return;
+  S2E_MARK_BRANCH(kMarkSums);
   float* const sums = a.grad_sums + static_cast<int64_t>(blockIdx.x) * (a.tracks + 2);
   for (int i = 0; i < a.tracks; ++i) {
+    S2E_MARK(kMarkTrack);
     float product[1] = {exists && a.signals.data ? by_alpha * load_channel(a.signals, row, j, i) : 0.f};
     block_join<Sum>(product);
     if (threadIdx.x == 0) sums[i] = product[0];
