@@ -78,7 +78,7 @@ def launches(p: Problem) -> list[Launch]:
 
 @cache
 def attempts(kind: str, together: int) -> tuple[float, float]:
-    """Of the draws of alpha and of beta: mean over groups of `together` adjacent threads of the most attempts of one."""
+    """Of the draws of alpha and of beta: mean over groups of `together` adjacent threads of the most attempts."""
     tile = threads() - 1
     load = MaskLoad(kind, 1, COUNTED_TILES * tile)
     exact: dict[str, Any] = load.exact(load.inputs("cpu"))

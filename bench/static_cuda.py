@@ -121,7 +121,9 @@ def op(compiled: Compiled, problem: Problem) -> Op:
         )
         if launch.kernel not in compiled.marked:
             raise SassError(f"{launch.kernel} was not compiled; there are {', '.join(sorted(compiled.marked))}")
-        count = compiled.marked[launch.kernel].count(marks=marks, branches=branches, sites=sites, detours=trips is not mask_trips)
+        count = compiled.marked[launch.kernel].count(
+            marks=marks, branches=branches, sites=sites, detours=trips is not mask_trips
+        )
         share = launch.blocks * launch.threads / problem.elements
         kernels[launch.kernel] = count.total * share
         for name, n in count.classes.items():

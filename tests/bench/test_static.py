@@ -84,13 +84,16 @@ def key(problem: dict) -> tuple:
     return tuple(problem[name] for name in ("direction", "dtype", "length", "reverse"))
 
 
-@pytest.mark.parametrize("direction", ["mixer forward", "mixer backward, closing", "convolution, backward"])
+@pytest.mark.parametrize(
+    "direction", ["mixer forward", "mixer backward, closing", "convolution, backward", "mask, soft forward"]
+)
 def test_recorded_figures_of_triton_are_those_of_the_code(direction):
     static_triton = pytest.importorskip("static_triton", reason="triton is not installed")
     report = static.recorded()
     if version("triton") != report["tools"]["triton"]:
         pytest.skip("recorded with another version of Triton")
-    problem = next(p for p in static.ALL_PROBLEMS if p.direction == direction and p.dtype == "bfloat16")
+    kind = "float32" if direction.startswith("mask") else "bfloat16"
+    problem = next(p for p in static.ALL_PROBLEMS if p.direction == direction and p.dtype == kind)
     same = [
         r for r in report["ops"]
         if (r["backend"], r["architecture"]) == ("triton", 80) and key(r) == key(vars(problem))
