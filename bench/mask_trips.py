@@ -85,13 +85,13 @@ def attempts(kind: str, together: int) -> tuple[float, float]:
     position = torch.arange(COUNTED_TILES)[:, None] * tile + torch.arange(-1, tile)  # of the threads of the blocks
 
     def mean(concentration: Tensor, stream: int) -> float:
-        found = _attempts(concentration, stream)[position.clamp_min(0)]
+        found = attempts_of(concentration, stream)[position.clamp_min(0)]
         return float(found.reshape(-1, together).amax(1).double().mean())
 
     return mean(exact["alpha"][0], 0), mean(exact["beta"][0], 1)
 
 
-def _attempts(concentration: Tensor, stream: int) -> Tensor:
+def attempts_of(concentration: Tensor, stream: int) -> Tensor:
     """Of each base, (L,), in row 0 with seed 0."""
     d = torch.where(concentration < 1, concentration + 1, concentration) - 1 / 3
     position, zero = torch.arange(len(d)), torch.zeros(len(d), dtype=torch.int64)

@@ -86,6 +86,18 @@ function:
     RET.REL.NODEC R8 0x0
 """
 
+DIVISION = """
+    FCHK P0, R1, R2
+    @!P0 BRA straight
+    CALL.REL.NOINC function
+straight:
+    CALL.REL.NOINC function
+    EXIT
+function:
+    FMUL R1, R1, R2
+    RET.REL.NODEC R8 0x0
+"""
+
 DETOURS = """
     BRA.CONV ~URZ, straight
     CALL.REL.NOINC detour
@@ -212,6 +224,13 @@ def test_subroutines_count_at_every_call_and_far_jumps_do_not():
     count = kernel(SUBROUTINE).count(marks={1: 6})
     assert count.classes["MUFU"] == 6
     assert count.total == 1 + 6 * (1 + 3 + 1 + 1) + 1
+
+
+def test_detours_may_be_left_out():
+    """A call counts where nothing passes it by."""
+    assert kernel(DIVISION).count(detours=False).total == 6
+    assert kernel(DIVISION).count().total == 6 + 3
+    assert kernel(SUBROUTINE).count(marks={1: 6}, detours=False).classes["MUFU"] == 6
 
 
 def test_converged_warps_take_no_detours():

@@ -1,4 +1,4 @@
-"""bench/scan_trips.py and conv_trips.py against the kernels, which count their passes of every mark in the emulator."""
+"""The trips of bench/*_trips.py against the kernels, which count their passes of every mark in the emulator."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 import conv_trips
+import mask_trips
 import pytest
 import scan_trips
 import torch
 from emulated_conv import EmulatedConvolution
 from emulated_cuda import SOURCES
+from emulated_mask import EmulatedMask
 from emulated_scan import EmulatedMixer, EmulatedScan
+from mask_load import MaskLoad
 from mixer_problems import direction as mixer_problem
 from mixer_problems import taps
 from scan_problems import arguments, problem
@@ -55,10 +58,10 @@ class Counted(ctypes.Structure):
         (name, ctypes.c_int64 * 256) for name in ("marks", "branches")
     ]
 
-    def passes(self, kind: str) -> dict[str, float]:
+    def passes(self, kind: str, numbers: dict[str, int] = NUMBERS) -> dict[str, float]:
         """Mean over the warps, of what was passed at all."""
         warps = self.blocks * self.threads / 32
-        return {name: getattr(self, kind)[i] / warps for name, i in NUMBERS.items() if getattr(self, kind)[i]}
+        return {name: getattr(self, kind)[i] / warps for name, i in numbers.items() if getattr(self, kind)[i]}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,9 @@ def convolution(counting) -> EmulatedConvolution:
     return EmulatedConvolution(DTYPE, sources=counting)
 
 
-def counted(scan: EmulatedScan | EmulatedMixer | EmulatedConvolution, run: Callable[[], object]) -> list[Counted]:
+def counted(
+    scan: EmulatedScan | EmulatedMixer | EmulatedConvolution | EmulatedMask, run: Callable[[], object]
+) -> list[Counted]:
     loaded = scan._library
     launched = ctypes.c_int.in_dll(loaded, "launched")
     launched.value = 0
@@ -149,3 +154,27 @@ def test_trips_of_convolutions(convolution, direction, items, warps):
     else:
         found = counted(convolution, lambda: convolution.convolve_backward(x, x, x, *both, None))
     check(conv_trips.launches(p), found, trips=conv_trips)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_trips_of_a_mask(counting, kind):
+    """Tracks and attempts of the first lane of every warp; of the other lanes the kernel tells nothing."""
+    mask, p = EmulatedMask(sources=counting), mask_trips.Problem(f"mask, {kind} forward", 1000, "float32", batch=1)
+    load = MaskLoad(kind, p.batch, p.length)
+    x = load.inputs("cpu")
+    inputs = (x.logits.detach(), *x[1:4])
+    (forward,) = counted(
+        mask, lambda: mask.forward(*inputs, None, None, torch.zeros(1, dtype=torch.int64), load.settings)
+    )
+    (expected,) = mask_trips.launches(p)
+    assert (forward.blocks, forward.threads) == (expected.blocks, expected.threads)
+    exact = load.exact(x)
+    by_base = sum(mask_trips.attempts_of(exact[name][0], stream) for stream, name in enumerate(("alpha", "beta")))
+    tile = mask_trips.threads() - 1
+    first = torch.arange(expected.blocks)[:, None] * tile + torch.arange(-1, tile, 32)
+    first = first[(first >= 0) & (first < p.length)]
+    warps = expected.blocks * expected.threads / 32
+    assert forward.passes("marks", mask_trips.mark_numbers()) == {
+        "Track": mask_trips.TRACKS * len(first) / warps, "Attempt": int(by_base[first].sum()) / warps,
+    }  # fmt: skip
+    assert not forward.passes("branches", mask_trips.mark_numbers())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from types import SimpleNamespace
 
+import mask_trips
 import pytest
 import static
 from static_report import Op, Variant
@@ -78,6 +79,14 @@ def test_recorded_report():
     for place in places:
         found = [key(r) for r in report["ops"] if (r["backend"], r["architecture"]) == place]
         assert found == [key(vars(p)) for p in static.ALL_PROBLEMS], place
+
+
+def test_attempts_of_a_mask():
+    """A draw of concentration 1 and more is accepted at once with probability 0.95 and more; a warp waits for its
+    last."""
+    for kind in ("soft", "hard"):
+        for one, warp, block in zip(*(mask_trips.attempts(kind, n) for n in (1, 32, 256)), strict=True):
+            assert 1 < one < 1 / 0.95 and one < warp < 1 + 32 * (one - 1) * 1.2 and warp < block < 4
 
 
 def key(problem: dict) -> tuple:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_double, c_float, c_int, c_int64, c_uint32, c_void_p
+from pathlib import Path
 
 import torch
 from emulated_cuda import EMULATOR, SOURCES, entry, library
@@ -55,11 +56,11 @@ class EmulatedMask:
     checked: every access of a kernel is watched, see tests/emulator/memory_checks.h; slower.
     """
 
-    def __init__(self, checked: bool = False) -> None:
+    def __init__(self, checked: bool = False, sources: Path = SOURCES) -> None:
         self._checked = checked
         self._library = library(
-            EMULATOR / "beta_mask.cpp", SOURCES / "beta_mask" / "cuda" / "mask.cu", SOURCES / "common" / "prior.cpp",
-            defines=("SEQ2EXP_GRAIN=1",), checked=checked,
+            EMULATOR / "beta_mask.cpp", sources / "beta_mask" / "cuda" / "mask.cu", sources / "common" / "prior.cpp",
+            sources=sources, defines=("SEQ2EXP_GRAIN=1",), checked=checked,
         )  # fmt: skip
         self._forward, self._backward = (
             entry(self._library, f"mask_{name}", POINTER(Mask)) for name in ("forward", "backward")
