@@ -96,14 +96,24 @@ def _joint_backward(
 ) -> tuple[Tensor, Weights]:
     """The directions one after the other, so that the temporaries of only one exist."""
     (in_proj, out_proj), (fwd, rev) = w.projections[0], w.directions
-    x, z = _halves(m, in_proj, h)
+    weight_x, weight_z = in_proj.chunk(2)
+    z = _project(m, weight_z, h.transpose(1, 2))
     grad = _project(m, out_proj.t(), grad_out.transpose(1, 2))
-    y, _, grad_c_fwd, grad_fwd = _direction_backward(m, grad, x, z, None, fwd, False, cu_seqlens, states[0], False)
-    y, grad_z, grad_c_rev, grad_rev = _direction_backward(m, grad, x, z, y, rev, True, cu_seqlens, states[1], True)
+
+    def project_x() -> Tensor:
+        """Anew each time: cheaper than to keep it beside the temporaries of a scan."""
+        return _project(m, weight_x, h.transpose(1, 2))
+
+    def through(w: ScanWeights, add: Tensor | None, i: int) -> tuple[Tensor, Tensor | None, Tensor, ScanWeights]:
+        c = m.convolve(project_x(), *_one_way(_taps(w), i == 1), cu_seqlens)[i]
+        return _direction_backward(m, grad, c, z, add, w, i == 1, cu_seqlens, states[i], i == 1)
+
+    y, _, grad_c_fwd, grad_fwd = through(fwd, None, 0)
+    y, grad_z, grad_c_rev, grad_rev = through(rev, y, 1)
     grad_out_proj = _outer(m, grad_out.transpose(1, 2), y)
     del grad, y, z
-    conv = m.convolve_backward(x, grad_c_fwd, grad_c_rev, _taps(fwd), _taps(rev), cu_seqlens)
-    del x, grad_c_fwd, grad_c_rev
+    conv = m.convolve_backward(project_x(), grad_c_fwd, grad_c_rev, _taps(fwd), _taps(rev), cu_seqlens)
+    del grad_c_fwd, grad_c_rev
     grad_h, grad_in_proj = _project_backward(m, conv.x, grad_z, in_proj, h)
     return grad_h, Weights(
         [(grad_in_proj, grad_out_proj)], [_with_taps(grad_fwd, conv.fwd), _with_taps(grad_rev, conv.rev)]
@@ -139,7 +149,8 @@ def _single_backward(
     in_proj, out_proj, own, reverse = _single(w, i)
     x, z = _halves(m, in_proj, h)
     grad = _project(m, out_proj.t(), grad_out.transpose(1, 2))
-    y, grad_z, grad_c, grad_own = _direction_backward(m, grad, x, z, None, own, reverse, cu_seqlens, states, True)
+    c = m.convolve(x, *_one_way(_taps(own), reverse), cu_seqlens)[i]
+    y, grad_z, grad_c, grad_own = _direction_backward(m, grad, c, z, None, own, reverse, cu_seqlens, states, True)
     grad_out_proj = _outer(m, grad_out.transpose(1, 2), y)
     del grad, y, z
     conv = m.convolve_backward(x, *_one_way(grad_c, reverse), *_one_way(_taps(own), reverse), cu_seqlens)
@@ -170,14 +181,13 @@ def _direction(
 
 
 def _direction_backward(
-    m: ModuleType, grad: Tensor, x: Tensor, z: Tensor, add: Tensor | None, w: ScanWeights, reverse: bool,
+    m: ModuleType, grad: Tensor, c: Tensor, z: Tensor, add: Tensor | None, w: ScanWeights, reverse: bool,
     cu_seqlens: Tensor | None, states: Tensor, closing: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, ScanWeights]:  # fmt: skip
-    """y and the gradient of z as in `DirectionGrads`, gradients of the convolution's output and of the weights.
+    """y and the gradient of z as in `DirectionGrads`, gradients of the convolution's output c and of the weights.
 
     Those of the convolution's weights are left to `_with_taps`. closing: overwrites grad, z and add.
     """
-    c = m.convolve(x, *_one_way(_taps(w), reverse), cu_seqlens)[reverse]
     d = _direction(m, c, w, z, add, reverse, cu_seqlens)
     g = m.scan_backward(grad, d, states, closing)
     grad_low = _project(m, w.dt_proj.t().to(g.delta.dtype), g.delta)
