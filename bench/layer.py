@@ -66,13 +66,13 @@ CONTESTS = {
 }  # fmt: skip
 for _name, (_load, _goal) in CONTESTS.items():
     benchmark(
-        _name, ours=NAMES[_load.shape], other=PUBLISHED, goal=_goal, rounds=5, unavailable=unavailable,
+        _name, ours=NAMES[_load.shape], other=PUBLISHED, goal=_goal, rounds=3, unavailable=unavailable,
         setting=title(_load),
     )(functools.partial(against_published, _load))  # fmt: skip
 
 
 @benchmark(
-    "layer_cpu_parts", ours="published form", other="its parts alone, summed", goal=1 / 1.1, rounds=5,
+    "layer_cpu_parts", ours="published form", other="its parts alone, summed", goal=1 / 1.1, rounds=3,
     unavailable=unavailable, setting=f"{title(MIXER)}; the baseline has no hidden cost",
 )  # fmt: skip
 def baseline_against_its_parts() -> Contest:
@@ -120,7 +120,7 @@ PAIR = [LayerLoad(shape, "both", 1, LENGTH) for shape in ("equivariant", "layer"
 
 
 @benchmark(
-    "layer_cpu_equivariant_plain", ours="equivariant layer", other="plain layer", goal=1 / 2.1, rounds=5,
+    "layer_cpu_equivariant_plain", ours="equivariant layer", other="plain layer", goal=1 / 2.1, rounds=3,
     unavailable=unavailable, setting=title(PAIR[0]),
 )  # fmt: skip
 def equivariant_against_plain() -> Contest:
