@@ -38,8 +38,14 @@ def test_in_the_interpreter_at_length(failures, name):
     assert not failures[name], "\n\n".join(failures[name])
 
 
+def listed() -> Iterator:
+    """The variants; those of other types than bfloat16 are slow tests."""
+    for v in variants():
+        yield pytest.param(v, id=v.name, marks=[] if v.dtype == "bf16" else pytest.mark.slow)
+
+
 @pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("variant", list(variants()), ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", listed())
 def test_every_variant_compiles_without_spills(variant, architecture):
     compiled = variant.compile(architecture)
     assert resources(compiled)["spilled"] == 0
