@@ -34,7 +34,7 @@ def main(names: list[str]) -> int:
         for bench in chosen:
             status.update(f"{bench.name}: {bench.ours} against {bench.other}")
             rows[bench.name] = row(bench, measure(bench))
-    save(rows)
+            save(rows)
     print(table(rows))
     return 0 if all(r["met"] for r in rows.values() if not r["note"].startswith("not run")) else 1
 
