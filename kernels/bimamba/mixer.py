@@ -104,12 +104,12 @@ def _joint_backward(
         """Anew each time: cheaper than to keep it beside the temporaries of a scan."""
         return _project(m, weight_x, h.transpose(1, 2))
 
-    def through(w: ScanWeights, add: Tensor | None, i: int) -> tuple[Tensor, Tensor | None, Tensor, ScanWeights]:
-        c = m.convolve(project_x(), *_one_way(_taps(w), i == 1), cu_seqlens)[i]
-        return _direction_backward(m, grad, c, z, add, w, i == 1, cu_seqlens, states[i], i == 1)
-
-    y, _, grad_c_fwd, grad_fwd = through(fwd, None, 0)
-    y, grad_z, grad_c_rev, grad_rev = through(rev, y, 1)
+    c, _ = m.convolve(project_x(), _taps(fwd), None, cu_seqlens)
+    y, _, grad_c_fwd, grad_fwd = _direction_backward(m, grad, c, z, None, fwd, False, cu_seqlens, states[0], False)
+    del c
+    _, c = m.convolve(project_x(), None, _taps(rev), cu_seqlens)
+    y, grad_z, grad_c_rev, grad_rev = _direction_backward(m, grad, c, z, y, rev, True, cu_seqlens, states[1], True)
+    del c
     grad_out_proj = _outer(m, grad_out.transpose(1, 2), y)
     del grad, y, z
     conv = m.convolve_backward(project_x(), grad_c_fwd, grad_c_rev, _taps(fwd), _taps(rev), cu_seqlens)
