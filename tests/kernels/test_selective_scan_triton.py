@@ -45,7 +45,7 @@ def listed() -> Iterator:
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("variant", listed())
+@pytest.mark.parametrize("variant", list(listed()))
 def test_every_variant_compiles_without_spills(variant, architecture):
     compiled = variant.compile(architecture)
     assert resources(compiled)["spilled"] == 0
