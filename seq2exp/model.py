@@ -12,6 +12,7 @@ from seq2exp.backbone import CaduceusBackbone
 from seq2exp.config import BackboneFields, Seq2ExpConfig
 from seq2exp.kernels import BetaMask, beta_mask, pack_selected
 from seq2exp.kernels.beta_mask.settings import centre_slice
+from seq2exp.parts import part
 from seq2exp.pretrained import Pretrained
 from seq2exp.strands import both_strands
 
@@ -113,15 +114,20 @@ class Seq2Exp(Pretrained, nn.Module):
         ValueError: shapes that do not fit the configuration, negative or non-finite signals. TypeError: wrong dtypes.
         """
         check_inputs(self.config, sequence, signals, gene_features)
-        e = self.sequence_embedding(both_strands(sequence) if self.config.rc_equivariant else sequence)
-        if self.position_embedding is not None:
-            e = e + self._positions(self.position_embedding).to(e.dtype)
-        both = e + self.signal_embedding(signals.to(self.signal_embedding.weight.dtype)).to(e.dtype)
-        hidden = self.generator(e if self.config.generator_input == "sequence" else both)
-        mask = self._mask(self._over_strands(self.mask_head(hidden)), signals, exclude, include, seed, rows)
+        with part("embedding"):
+            e = self.sequence_embedding(both_strands(sequence) if self.config.rc_equivariant else sequence)
+            if self.position_embedding is not None:
+                e = e + self._positions(self.position_embedding).to(e.dtype)
+            both = e + self.signal_embedding(signals.to(self.signal_embedding.weight.dtype)).to(e.dtype)
+        with part("generator"):
+            hidden = self.generator(e if self.config.generator_input == "sequence" else both)
+        with part("mask"):
+            mask = self._mask(self._over_strands(self.mask_head(hidden)), signals, exclude, include, seed, rows)
         gate = mask.mask.detach() if self.config.hard and not self.config.task_gradient else mask.mask
         pooled = self._over_strands(self._packed(both, gate) if self.config.packed else self._dense(both, gate))
-        return Seq2ExpOutput(self.head(pooled, gene_features), **mask._asdict(), selected_fraction=mask.mask.mean())
+        with part("head"):
+            expression = self.head(pooled, gene_features)
+        return Seq2ExpOutput(expression, **mask._asdict(), selected_fraction=mask.mask.mean())
 
     def _mask(
         self, logits: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, seed: int | None,
@@ -150,24 +156,29 @@ class Seq2Exp(Pretrained, nn.Module):
 
     def _dense(self, x: Tensor, mask: Tensor) -> Tensor:
         """The predictor over every base of x * mask; mean of the centre, (..., batch, d_model)."""
-        hidden = self.predictor(x * mask.unsqueeze(-1).to(x.dtype), gate=self._gate(mask))
-        return hidden[..., centre_slice(x.shape[-2], self.config.center), :].mean(-2)
+        with part("gather"):
+            gated = x * mask.unsqueeze(-1).to(x.dtype)
+        with part("predictor"):
+            hidden = self.predictor(gated, gate=self._gate(mask))
+            return hidden[..., centre_slice(x.shape[-2], self.config.center), :].mean(-2)
 
     def _packed(self, x: Tensor, mask: Tensor) -> Tensor:
         """The predictor over the selected bases, each row a sequence; mean of the centre, (..., batch, d_model)."""
         batch, length = mask.shape
-        if self.config.rc_equivariant:
-            packed, complements = (pack_selected(strand, mask) for strand in x.unbind(0))
-            values = torch.stack([packed.values, complements.values])
-        else:
-            packed = pack_selected(x, mask)
-            values = packed.values
-        gate = self._gate(mask.flatten()[packed.indices][None])
-        hidden = self.predictor(values.unsqueeze(-3), gate=gate, cu_seqlens=packed.cu_seqlens).squeeze(-3)
-        centre = centre_slice(length, self.config.center)
-        position = packed.indices % length
-        at_centre = (position >= centre.start) & (position < centre.stop)  # all of the centre is always selected
-        return hidden[..., at_centre, :].unflatten(-2, (batch, self.config.center)).mean(-2)
+        with part("gather"):
+            if self.config.rc_equivariant:
+                packed, complements = (pack_selected(strand, mask) for strand in x.unbind(0))
+                values = torch.stack([packed.values, complements.values])
+            else:
+                packed = pack_selected(x, mask)
+                values = packed.values
+            gate = self._gate(mask.flatten()[packed.indices][None])
+        with part("predictor"):
+            hidden = self.predictor(values.unsqueeze(-3), gate=gate, cu_seqlens=packed.cu_seqlens).squeeze(-3)
+            centre = centre_slice(length, self.config.center)
+            position = packed.indices % length
+            at_centre = (position >= centre.start) & (position < centre.stop)  # all of the centre is always selected
+            return hidden[..., at_centre, :].unflatten(-2, (batch, self.config.center)).mean(-2)
 
 
 def _backbone(config: Seq2ExpConfig, n_layers: int) -> CaduceusBackbone:
