@@ -34,10 +34,24 @@ def _forward(
     multiply: bool, cu_seqlens: Tensor | None, backend: str, norm_backend: str, save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """out, residual_out (empty without residual: it is x), chunk states of both directions."""
-    ops.check_offsets("bimamba_block", cu_seqlens, x.shape[1])
-    h, residual_out = norm.implementation(norm_backend).forward(x, residual, norm_weight, gate, epsilon)
-    out, *states = mixer.forward(backend, h.to(weights[0].dtype), weights, multiply, cu_seqlens, save_states)
-    return out, residual_out, *states
+    _check_offsets(cu_seqlens, x)
+
+    def run(rows: slice) -> tuple[mixer.Outputs, mixer.Outputs]:
+        h, residual_out = norm.implementation(norm_backend).forward(
+            x[rows], None if residual is None else residual[rows], norm_weight, None if gate is None else gate[rows],
+            epsilon,
+        )  # fmt: skip
+        out, *states = mixer.forward_rows(backend, h.to(weights[0].dtype), weights, multiply, cu_seqlens, save_states)
+        return (out, residual_out, *states), ()
+
+    out, residual_out, states_fwd, states_rev = mixer.by_rows(tuple(x.shape[:2]), mixer.FORWARD_BASES, run)[0]
+    return out, residual_out, states_fwd, states_rev
+
+
+def _check_offsets(cu_seqlens: Tensor | None, x: Tensor) -> None:
+    """On the CPU. On a GPU every layer would wait for the device: the backbone has checked."""
+    if x.device.type == "cpu":
+        ops.check_offsets("bimamba_block", cu_seqlens, x.shape[1])
 
 
 @_forward.register_fake
@@ -60,12 +74,24 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of residual_out, norm_weight, gate (if there is one) and weights."""
     m = norm.implementation(norm_backend)
-    h, _ = m.forward(residual_out, None, norm_weight, gate, epsilon)
-    states = [states_fwd, states_rev]
-    grad_h, grads = mixer.backward(backend, grad_out, h.to(grad_out.dtype), weights, multiply, cu_seqlens, states)
-    del h
-    grad, grad_norm, grad_gate = m.backward(grad_h, grad_residual, residual_out, norm_weight, gate, epsilon)
-    return [grad, grad_norm, *([] if grad_gate is None else [grad_gate]), *ops.like(grads, weights)]
+
+    def run(rows: slice) -> tuple[mixer.Outputs, mixer.Outputs]:
+        stream, own_gate = residual_out[rows], None if gate is None else gate[rows]
+        states = [mixer.states_of(x, residual_out.shape[0], rows) for x in (states_fwd, states_rev)]
+        h, _ = m.forward(stream, None, norm_weight, own_gate, epsilon)
+        grad_h, grads = mixer.backward_rows(
+            backend, grad_out[rows], h.to(grad_out.dtype), weights, multiply, cu_seqlens, states
+        )
+        del h
+        grad, grad_norm, grad_gate = m.backward(
+            grad_h, None if grad_residual is None else grad_residual[rows], stream, norm_weight, own_gate, epsilon
+        )
+        return [grad, *([] if grad_gate is None else [grad_gate])], [grad_norm, *grads]
+
+    (grad, *grad_gate), (grad_norm, *grads) = mixer.by_rows(
+        tuple(residual_out.shape[:2]), mixer.BACKWARD_BASES, run
+    )  # fmt: skip
+    return [grad, grad_norm, *grad_gate, *ops.like(grads, weights)]
 
 
 @_backward.register_fake
@@ -124,7 +150,8 @@ def bimamba_block(
 
     Parameters
     ----------
-    x: (batch, L, d), what the block before put out, or the first block's input. residual: the stream so far, the same
+    x: (batch, L, d), what the block before put out, or the first block's input. cu_seqlens: its values are checked on
+        the CPU only, not to wait for a GPU in every block. residual: the stream so far, the same
         shape, in its own dtype; None: x is the stream. norm_weight: (d,). gate: (batch, L), multiplies
         the mixer's input.
 

@@ -1,12 +1,14 @@
 """A mixer from its parts, forward and backward. The parts are a backend's; see `direction.py`.
 
 The backward gets the mixer's input and the chunk states, and recomputes the rest: projections and convolution as they
-were, the states within a chunk (and with them y) inside the scan's backward.
+were, the states within a chunk (and with them y) inside the scan's backward. Both work on some rows of the batch at a
+time, so that their temporaries (thousands of bytes a base) do not grow with the batch.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,6 +20,12 @@ from seq2exp.kernels.bimamba.direction import Direction, Taps
 from seq2exp.kernels.bimamba.reference import ScanWeights
 
 _MODULES = {"reference": "composed", "cpu": "native", "triton": "triton", "cuda": "cuda"}
+
+# Bases at a time, of whole rows. On a GPU the forward scan needs the warps of 8 rows of 200,000 bases and 256 channels;
+# the backward cuts L anyway.
+FORWARD_BASES, BACKWARD_BASES = 1 << 21, 1 << 18
+
+Outputs = Iterable[Tensor]
 
 
 def parts(backend: str) -> ModuleType:
@@ -42,10 +50,71 @@ class Weights(NamedTuple):
         return [*first, *self.directions[0], *self.directions[1], *(x for pair in others for x in pair)]
 
 
+def by_rows(
+    shape: tuple[int, int], bases: int, run: Callable[[slice], tuple[Outputs, Outputs]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Calls run on slices of the rows of a batch of this shape (batch, L), about `bases` at a time.
+
+    run gives tensors whose first axis is that of the rows (or a multiple), put one after the other here, and
+    tensors that are summed here, at least in float32.
+    """
+    batch, length = shape
+    step = max(1, bases // length)
+    if batch <= step:
+        rowwise, sums = run(slice(0, batch))
+        return list(rowwise), list(sums)
+    outs: list[Tensor] = []
+    totals: list[Tensor] = []
+    for start in range(0, batch, step):
+        rows = slice(start, min(start + step, batch))
+        rowwise, sums = run(rows)
+        pieces, addends = list(rowwise), [x.to(torch.promote_types(x.dtype, torch.float32)) for x in sums]
+        per_row = [x.shape[0] // (rows.stop - rows.start) for x in pieces]
+        if not outs:
+            outs = [x.new_empty(batch * n, *x.shape[1:]) for x, n in zip(pieces, per_row, strict=True)]
+        for out, piece, n in zip(outs, pieces, per_row, strict=True):
+            out[rows.start * n : rows.stop * n] = piece
+        totals = [x + y for x, y in zip(totals, addends, strict=True)] if totals else addends
+        del pieces, rowwise
+    return outs, totals
+
+
+def states_of(states: Tensor, batch: int, rows: slice) -> Tensor:
+    """The chunk states of some rows."""
+    return states.unflatten(0, (batch, -1))[rows].flatten(0, 1)
+
+
 def forward(
     backend: str, h: Tensor, weights: list[Tensor], multiply: bool, cu_seqlens: Tensor | None, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out (batch, L, d) and the chunk states of both directions (empty unless save_states)."""
+
+    def run(rows: slice) -> tuple[Outputs, Outputs]:
+        return forward_rows(backend, h[rows], weights, multiply, cu_seqlens, save_states), ()
+
+    out, states_fwd, states_rev = by_rows(tuple(h.shape[:2]), FORWARD_BASES, run)[0]
+    return out, states_fwd, states_rev
+
+
+def backward(
+    backend: str, grad_out: Tensor, h: Tensor, weights: list[Tensor], multiply: bool, cu_seqlens: Tensor | None,
+    states: list[Tensor],
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Gradients of h and of the weights, in their order."""
+
+    def run(rows: slice) -> tuple[Outputs, Outputs]:
+        own = [states_of(x, h.shape[0], rows) for x in states]
+        grad_h, grads = backward_rows(backend, grad_out[rows], h[rows], weights, multiply, cu_seqlens, own)
+        return [grad_h], grads
+
+    (grad_h,), grads = by_rows(tuple(h.shape[:2]), BACKWARD_BASES, run)
+    return grad_h, grads
+
+
+def forward_rows(
+    backend: str, h: Tensor, weights: list[Tensor], multiply: bool, cu_seqlens: Tensor | None, save_states: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward`, of all rows at once."""
     m, w = parts(backend), Weights.of(weights)
     if len(w.projections) == 1 and not multiply:
         return _joint_forward(m, h, w, cu_seqlens, save_states)
@@ -55,11 +124,11 @@ def forward(
     return out * other if multiply else out + other, states_fwd, states_rev
 
 
-def backward(
+def backward_rows(
     backend: str, grad_out: Tensor, h: Tensor, weights: list[Tensor], multiply: bool, cu_seqlens: Tensor | None,
     states: list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """Gradients of h and of the weights, in their order."""
+    """`backward`, of all rows at once."""
     m, w = parts(backend), Weights.of(weights)
     if len(w.projections) == 1 and not multiply:
         grad_h, grads = _joint_backward(m, grad_out, h, w, cu_seqlens, states)
