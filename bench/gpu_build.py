@@ -15,10 +15,11 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
+BASELINES = ("baselines/published_layer.py", "baselines/published_mask.py")
 LINKED = {
-    "kernels": ROOT / "kernels", "backbone.py": ROOT / "seq2exp" / "backbone.py",
-    "errors.py": ROOT / "seq2exp" / "errors.py",
-}  # fmt: skip
+    "kernels": ROOT / "kernels",
+    **{name: ROOT / "seq2exp" / name for name in ("backbone.py", "errors.py", *BASELINES)},
+}
 
 
 def make_tree(folder: Path) -> Path:
@@ -27,6 +28,7 @@ def make_tree(folder: Path) -> Path:
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text('"""The ops and the backbone of seq2exp, for a machine with torch only."""\n')
     for name, target in LINKED.items():
+        (package / name).parent.mkdir(exist_ok=True)
         (package / name).unlink(missing_ok=True)
         (package / name).symlink_to(target)
     return folder

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from layer_cost import saved
 from torch import Tensor, nn
-from torch.distributions import Beta, kl_divergence
 from torch.nn import functional as F
 
+from seq2exp.baselines.published_mask import published_mask
 from seq2exp.kernels import BetaMask, beta_mask, set_backend
 from seq2exp.kernels.beta_mask import reference
 from seq2exp.kernels.beta_mask.settings import MARK_OPEN, Saved, Settings, centre_slice
@@ -183,25 +183,6 @@ def on_backend(name: str) -> Form:
     return run
 
 
-def composed(
-    logits: Tensor, signals: Tensor, weights: Tensor, betas: Tensor, *, sample: bool, beta_min: float,
-    signal_scale: float, prior_mean: float, prior_scale: float, center: int, hard: bool = False,
-    top_fraction: float | None = None,
-) -> BetaMask:  # fmt: skip
+def composed(logits: Tensor, signals: Tensor, weights: Tensor, betas: Tensor, **options: Any) -> BetaMask:
     """The mask as torch.distributions and torch.topk give it."""
-    sequence = F.softplus(logits) + beta_min + 1e-8
-    alpha = sequence[..., 1] + (((signals + beta_min) * signal_scale + 1e-8) * weights).sum(-1)
-    beta = sequence[..., 0] + ((betas + beta_min) * signal_scale * weights).sum()
-    posterior = Beta(alpha, beta)
-    prior = Beta(
-        torch.full_like(alpha, prior_scale), torch.full_like(alpha, prior_scale * (1 - prior_mean) / prior_mean)
-    )
-    soft = posterior.rsample() if sample else posterior.mean
-    if top_fraction is not None:
-        kept = torch.topk(soft, int(top_fraction * soft.shape[1]), dim=1).indices
-        mask = torch.zeros_like(soft).scatter_(1, kept, 1.0)
-    else:
-        mask = (soft >= 0.5).float() + soft - soft.detach() if hard else soft.clone()
-    mask[:, centre_slice(mask.shape[1], center)] = 1
-    continuity = mask.diff(dim=1).abs().sum(1).mean() / (mask.shape[1] + 1)
-    return BetaMask(mask, soft, alpha, beta, kl_divergence(posterior, prior).mean(), continuity)
+    return published_mask(logits, signals, signal_weights=weights, signal_betas=betas, **options)

@@ -1,11 +1,7 @@
-"""The bidirectional layer as published, from plain torch operations and a scan: what `bimamba` is measured against.
+"""The published layer as the benchmarks take it: plain, on both strands, and each of its steps alone.
 
-Two Mamba modules, the second between two flips, each with its own projections of the shared weights, its own
-convolution, a step size for every channel and base in memory, its own gate. The equivariant form (Caduceus-PS) runs all
-of it on both halves of the channels, the second half flipped along bases and channels before and after.
-
-Sources: Mamba (Gu and Dao 2023), Caduceus (Schiff et al. 2024). Signals are (batch, channels, L) with bases adjacent in
-memory, and every product is a bmm that reads and writes them as they lie: no copies but those that the form has.
+The layer itself is `seq2exp.baselines.published_layer`. The equivariant form (Caduceus-PS) runs all of it on both
+halves of the channels, the second half flipped along bases and channels before and after.
 """
 
 from __future__ import annotations
@@ -18,98 +14,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from seq2exp.kernels import ScanWeights, selective_scan
+from seq2exp.baselines.published_layer import add, bimamba, fast_mamba, mamba, rms_norm
+from seq2exp.kernels import ScanWeights
 
-EPSILON = 1e-5  # of RMSNorm
+__all__ = ["Part", "bimamba", "fast_mamba", "layer", "mamba", "on_both_strands", "parts", "rms_norm"]
 
-# (h, in_proj, out_proj, weights) -> output, all signals (batch, L, d)
-Mamba = Callable[[Tensor, Tensor, Tensor, ScanWeights], Tensor]
 Strand = Callable[[Tensor], Tensor]
-
-
-def call(step: Callable[..., Any], *inputs: Tensor) -> Any:
-    return step(*inputs)
-
-
-def mamba(
-    h: Tensor, in_proj: Tensor, out_proj: Tensor, w: ScanWeights, run: Callable[..., Any] = call
-) -> Tensor:  # fmt: skip
-    """A Mamba module, h (batch, L, d) -> the same. run(step, *inputs): how a step is called."""
-    x, z = run(input_projection, h, in_proj)
-    c = run(convolution, x, w.conv_weight, w.conv_bias)
-    state = w.A_log.shape[1]
-    low, B, C = run(x_projection, c, w.x_proj).split([w.dt_proj.shape[1], state, state], 1)
-    delta = run(dt_projection, low, w.dt_proj)
-    y = run(scan, c, delta, w.A_log, B, C, w.D, z, w.dt_bias)
-    return run(output_projection, y, out_proj)
-
-
-def input_projection(h: Tensor, in_proj: Tensor) -> tuple[Tensor, ...]:
-    return _product(in_proj, h.transpose(1, 2)).chunk(2, 1)
-
-
-def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    length, width = x.shape[2], weight.shape[2]
-    return F.silu(F.conv1d(x, weight, bias, padding=width - 1, groups=weight.shape[0])[..., :length])
-
-
-def x_projection(c: Tensor, x_proj: Tensor) -> Tensor:
-    return _product(x_proj, c)
-
-
-def dt_projection(low: Tensor, dt_proj: Tensor) -> Tensor:
-    return _product(dt_proj, low)
-
-
-def scan(
-    c: Tensor, delta: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
-) -> Tensor:  # fmt: skip
-    return selective_scan(c, delta, -torch.exp(A_log), B, C, D, z, dt_bias, True)
-
-
-def output_projection(y: Tensor, out_proj: Tensor) -> Tensor:
-    return F.linear(y.transpose(1, 2), out_proj)
-
-
-def _product(weight: Tensor, x: Tensor) -> Tensor:
-    """(out, in) with (batch, in, L); matmul would copy x."""
-    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
-
-
-def flip(h: Tensor) -> Tensor:
-    return h.flip(1)
-
-
-def fast_mamba(h: Tensor, in_proj: Tensor, out_proj: Tensor, w: ScanWeights) -> Tensor:
-    """The module as mamba-ssm runs it: its fused function with the convolution of causal-conv1d."""
-    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
-
-    xz = (in_proj @ h.flatten(0, 1).t()).unflatten(1, h.shape[:2]).transpose(0, 1)
-    return mamba_inner_fn(
-        xz, w.conv_weight, w.conv_bias, w.x_proj, w.dt_proj, out_proj, None, -torch.exp(w.A_log.float()), None, None,
-        w.D.float(), delta_bias=w.dt_bias.float(), delta_softplus=True,
-    )  # fmt: skip
-
-
-def bimamba(
-    h: Tensor, in_proj: Tensor, out_proj: Tensor, fwd: ScanWeights, rev: ScanWeights, *, module: Mamba = mamba,
-    run: Callable[..., Any] = call,
-) -> Tensor:  # fmt: skip
-    """Both modules with tied projections, summed; h (batch, L, d) -> the same."""
-    forward = module(h, in_proj, out_proj, fwd)
-    backward = run(flip, module(run(flip, h), in_proj, out_proj, rev))
-    return run(torch.add, forward, backward)
 
 
 def layer(x: Tensor, norm: Strand, mixer: Strand, final_norm: Strand) -> Tensor:
     """A backbone of one layer: x (batch, L, d) is the residual stream."""
-    return final_norm(x + mixer(norm(x)).to(x.dtype))
-
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), EPSILON)
+    return final_norm(add(x, mixer(norm(x))))
 
 
 def on_both_strands(strand: Strand, x: Tensor) -> Tensor:
@@ -143,7 +59,7 @@ def parts(
         return step(*inputs)
 
     with torch.no_grad(), autocast():
-        bimamba(h, in_proj, out_proj, fwd, rev, module=partial(mamba, run=record), run=record)
+        bimamba(h, in_proj, out_proj, fwd, rev, run=record)
     sums = [Part("sums of gradients", partial(torch.add, x, x)) for x, n in uses.items() for _ in range(n - 1)]
     return found + sums
 

@@ -1,5 +1,6 @@
 """Models to compare with."""
 
 from seq2exp.baselines.caduceus import GeneExpBiMamba, GeneExpBiMambaConfig
+from seq2exp.baselines.published import PublishedForm
 
-__all__ = ["GeneExpBiMamba", "GeneExpBiMambaConfig"]
+__all__ = ["GeneExpBiMamba", "GeneExpBiMambaConfig", "PublishedForm"]

@@ -18,6 +18,7 @@ from layer_cost import Widths
 from layer_load import COMPOSED, Form, LayerLoad, on_backend, published_form
 from mixer_layers import converted, layer, leaves
 
+from seq2exp.baselines import published_layer
 from seq2exp.kernels import selective_scan
 from seq2exp.kernels.bimamba import reference
 
@@ -59,12 +60,12 @@ def test_fast_module_calls_mamba_ssm_as_its_signature_says(monkeypatch):
         assert B is None and C is None and out_proj_bias is None and xz.stride(-1) == 1
         assert {x.dtype for x in (A, D, delta_bias)} == {torch.float32}
         x, z = xz.chunk(2, 1)
-        c = published.convolution(x, conv1d_weight, conv1d_bias)
+        c = published_layer.convolution(x, conv1d_weight, conv1d_bias)
         state, rank = A.shape[1], delta_proj_weight.shape[1]
-        low, B, C = published.x_projection(c, x_proj_weight).split([rank, state, state], 1)
-        delta = published.dt_projection(low, delta_proj_weight)
+        low, B, C = published_layer.x_projection(c, x_proj_weight).split([rank, state, state], 1)
+        delta = published_layer.dt_projection(low, delta_proj_weight)
         y = selective_scan(c, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        return published.output_projection(y, out_proj_weight)
+        return published_layer.output_projection(y, out_proj_weight)
 
     module = ModuleType("mamba_ssm.ops.selective_scan_interface")
     module.mamba_inner_fn = mamba_inner_fn

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from seq2exp import load_official, seq2exp_loss
+from seq2exp.baselines import PublishedForm
 from seq2exp.official import official_name
 
 SEQ2EXP = ["official_soft", "official_hard", "official_top10"]
@@ -53,7 +54,16 @@ def check_gradients(model, expected):
 @pytest.mark.parametrize("as_codes", [True, False], ids=["codes", "one-hot"])
 @pytest.mark.parametrize("name", SEQ2EXP)
 def test_seq2exp(golden, name, as_codes):
-    model, x, y, grads, kl_weight = load(golden, name)
+    check_seq2exp(*load(golden, name), as_codes)
+
+
+@pytest.mark.parametrize("name", ["official_soft", "official_hard"])
+def test_composed_form(golden, name):
+    model, *rest = load(golden, name)
+    check_seq2exp(PublishedForm(model), *rest, as_codes=True)
+
+
+def check_seq2exp(model, x, y, grads, kl_weight, as_codes):
     sequence = x["tokens"] if as_codes else x["seqs"]
     exclude = x["mask_regions"][
         ..., 1
