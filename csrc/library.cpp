@@ -53,6 +53,11 @@ STABLE_TORCH_LIBRARY(seq2exp_native, m) {
       "Tensor beta, Tensor logit, Tensor marks, float beta_min, float signal_scale, float z_scale, float prior_p, float prior_q, "
       "bool sample, bool product, bool for_signals, bool for_tracks) -> Tensor[]");
   m.def("top_mask(Tensor scores, int k) -> Tensor");
+  // csrc/gather; see kernels/gather/native.py
+  m.def("select_offsets(Tensor mask) -> Tensor");
+  m.def("select_places(Tensor mask, Tensor offsets, int size, bool padded) -> (Tensor, Tensor)");
+  m.def("pack_rows(Tensor x, Tensor? mask, Tensor indices) -> Tensor");
+  m.def("unpack_rows(Tensor values, Tensor indices, Tensor? x, Tensor? mask, int batch, int length) -> Tensor[]");
   m.def("cpu_instruction_sets() -> str[]");
   m.def("cpu_instruction_set() -> str");
   m.def("set_cpu_instruction_set(str name) -> ()");

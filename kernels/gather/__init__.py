@@ -1,6 +1,5 @@
 """Mask-gated packing of selected bases."""
 
-from seq2exp.kernels.gather.ops import pack_selected, unpack_selected
-from seq2exp.kernels.gather.reference import Packed
+from seq2exp.kernels.gather.ops import Packed, Selection, check_capacity, pack_selected, select, unpack_selected
 
-__all__ = ["Packed", "pack_selected", "unpack_selected"]
+__all__ = ["Packed", "Selection", "check_capacity", "pack_selected", "select", "unpack_selected"]

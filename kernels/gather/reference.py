@@ -1,48 +1,67 @@
-"""Packing the selected bases and putting them back, forward and backward, in plain PyTorch."""
+"""Selecting, packing and unpacking in plain PyTorch, forward and backward; the oracle, in float64 too.
+
+`indices` point into the flattened (batch * L) positions and ascend. One that is batch * L is padding, -1 stands in all
+places after a selection that did not fit its capacity.
+"""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Packed(NamedTuple):
-    """The selected bases of a batch, one row after the other.
-
-    values: (total, d), x * mask at the selected bases, in order. indices: int64 (total,) into batch * L.
-    cu_seqlens: int64 (batch + 1,), the offsets of the rows in values.
-    """
-
-    values: Tensor
-    indices: Tensor
-    cu_seqlens: Tensor
-
-
-def pack_forward(x: Tensor, mask: Tensor) -> Packed:
-    """x (batch, L, d), mask (batch, L); keeps mask != 0."""
-    counts = (mask != 0).sum(1)
-    cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    indices = mask.flatten().nonzero().squeeze(1)
-    values = x.flatten(0, 1)[indices] * mask.flatten()[indices, None].to(x.dtype)
-    return Packed(values, indices, cu_seqlens)
+def select(mask: Tensor, capacity: int | None) -> tuple[Tensor, Tensor]:
+    """indices and cu_seqlens of mask != 0, int64; without a host synchronisation where there is a capacity."""
+    selected, n = (mask != 0).flatten(), mask.numel()
+    ends = (mask != 0).sum(1).cumsum(0)
+    cu_seqlens = torch.cat([ends.new_zeros(1), ends])
+    if capacity is None:
+        return selected.nonzero().squeeze(1), cu_seqlens
+    slots = torch.where(selected, selected.cumsum(0) - 1, capacity).clamp(max=capacity)  # the last is cut off
+    indices = slots.new_full((capacity + 1,), n).scatter(0, slots, torch.arange(n, device=mask.device))[:capacity]
+    indices = torch.where(cu_seqlens[-1] > capacity, -1, indices)
+    return indices, torch.cat([cu_seqlens.clamp(max=capacity), cu_seqlens.new_full((1,), capacity)])
 
 
-def pack_backward(grad_values: Tensor, x: Tensor, mask: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x (batch, L, d) and mask (batch, L): zero at the bases that were not selected."""
-    picked_x, picked_mask = x.flatten(0, 1)[indices], mask.flatten()[indices]
-    grad_x = torch.zeros_like(x).flatten(0, 1).index_copy(0, indices, grad_values * picked_mask[:, None].to(x.dtype))
-    grad_mask = torch.zeros_like(mask).flatten().index_copy(0, indices, (grad_values * picked_x).sum(1).to(mask.dtype))
-    return grad_x.view_as(x), grad_mask.view_as(mask)
+def pack_forward(x: Tensor, mask: Tensor, indices: Tensor) -> Tensor:
+    """x * mask at the indices, (total, d) in x's dtype: 0 at padding, NaN at -1. x: (batch, L, d), mask: (batch, L)."""
+    values = _take(_wide(x), indices) * _take(_wide(mask)[..., None], indices)
+    return values.masked_fill((indices == -1)[:, None], torch.nan).to(x.dtype)
+
+
+def pack_backward(grad: Tensor, x: Tensor, mask: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and mask, in their dtypes: zero at the bases that were not selected. grad: (total, d)."""
+    grad_x = _wide(grad) * _take(_wide(mask)[..., None], indices)
+    grad_mask = (_wide(grad) * _take(_wide(x), indices)).sum(1, keepdim=True)
+    return (
+        unpack_forward(grad_x, indices, mask.shape).to(x.dtype),
+        unpack_forward(grad_mask, indices, mask.shape).squeeze(2).to(mask.dtype),
+    )
 
 
 def unpack_forward(values: Tensor, indices: Tensor, shape: tuple[int, int]) -> Tensor:
     """values (total, d) at their places in (batch, L, d), zero elsewhere."""
-    out = values.new_zeros(shape[0] * shape[1], values.shape[1]).index_copy(0, indices, values)
-    return out.view(*shape, values.shape[1])
+    n = shape[0] * shape[1]
+    places = torch.where(_inside(indices, n), indices, n)  # the last is cut off
+    out = values.new_zeros(n + 1, values.shape[1]).index_copy(0, places, values)
+    return out[:n].view(*shape, values.shape[1])
 
 
-def unpack_backward(grad_out: Tensor, indices: Tensor) -> Tensor:
-    """Gradient of values (total, d)."""
-    return grad_out.flatten(0, 1)[indices]
+def unpack_backward(grad: Tensor, indices: Tensor) -> Tensor:
+    """Gradient of values (total, d): zero for those without a place. grad: (batch, L, d)."""
+    return _take(grad, indices)
+
+
+def _take(x: Tensor, indices: Tensor) -> Tensor:
+    """x (batch, L, d) at the indices, (total, d); zero where an index is none of a base."""
+    flat = torch.cat([x.flatten(0, 1), x.new_zeros(1, x.shape[2])])
+    n = flat.shape[0] - 1
+    return flat[torch.where(_inside(indices, n), indices, n)]
+
+
+def _inside(indices: Tensor, n: int) -> Tensor:
+    return (indices >= 0) & (indices < n)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
