@@ -33,6 +33,13 @@ STABLE_TORCH_LIBRARY(seq2exp_native, m) {
   m.def("add_norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor? gate, float epsilon) -> (Tensor, Tensor)");
   m.def(
       "add_norm_bwd(Tensor grad, Tensor? grad_residual, Tensor residual, Tensor weight, Tensor? gate, float epsilon) -> Tensor[]");
+  // csrc/embed; see kernels/embed/native.py. signal_weight: (tracks, d). row_at: the inverse of indices.
+  m.def(
+      "embed_fwd(Tensor codes, Tensor table, Tensor? signals, Tensor? signal_weight, Tensor? positions, Tensor? mask, "
+      "Tensor? indices, bool complement, ScalarType dtype) -> Tensor");
+  m.def(
+      "embed_bwd(Tensor grad, Tensor codes, Tensor table, Tensor? signals, Tensor? signal_weight, Tensor? positions, Tensor? mask, "
+      "Tensor? indices, Tensor? row_at, bool complement, bool for_positions, bool for_mask, bool for_signals) -> Tensor[]");
   // csrc/beta_mask; see kernels/beta_mask/native.py
   m.def(
       "beta_mask_fwd(Tensor seq_logits, Tensor signals, Tensor signal_weights, Tensor signal_betas, Tensor? exclude, Tensor? include, "

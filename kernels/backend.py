@@ -14,7 +14,9 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 
 # The ops that each backend implements. `reference` implements all of them.
 IMPLEMENTED: dict[str, frozenset[str]] = {
-    "cpu": frozenset({"add_norm", "beta_mask", "bimamba", "pack_selected", "selective_scan", "unpack_selected"}),
+    "cpu": frozenset(
+        {"add_norm", "beta_mask", "bimamba", "embed_bases", "pack_selected", "selective_scan", "unpack_selected"}
+    ),
     "triton": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
     "cuda": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
 }

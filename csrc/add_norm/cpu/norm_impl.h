@@ -2,35 +2,10 @@
 // instruction set, after WIDTH is defined. See kernels/add_norm/README.md.
 #pragma once
 #include "add_norm/cpu/norm.h"
-#include "common/vector.h"
+#include "common/rows.h"
 
 namespace seq2exp {
 namespace {
-
-// f(channel, lanes) for vectors of channels; inlined, so that `lanes` is a constant in all but the last.
-template <class F>
-S2E_INLINE void each_vector(int64_t dim, F f) {
-  int64_t i = 0;
-  for (; i + WIDTH <= dim; i += WIDTH) f(i, WIDTH);
-  if (i < dim) f(i, dim - i);
-}
-
-template <Storage S>
-using Element = typename Memory<S>::Element;
-
-template <Storage S>
-S2E_INLINE Vec read(const Element<S>* p, int64_t lanes) {
-  return lanes == WIDTH ? Memory<S>::load(p) : load_some<S>(p, 1, lanes);
-}
-
-template <Storage S>
-S2E_INLINE void write(Element<S>* p, int64_t lanes, Vec x) {
-  if (lanes == WIDTH) {
-    Memory<S>::store(p, x);
-  } else {
-    store_some<S>(p, 1, lanes, x);
-  }
-}
 
 // x as it will be read back.
 template <Storage S>
@@ -45,16 +20,6 @@ S2E_INLINE Vec rounded(Vec x) {
 template <Storage S>
 S2E_INLINE Element<S>* row_of(const NormRows& x, int64_t row) {
   return x.data ? static_cast<Element<S>*>(x.data) + row * x.stride : nullptr;
-}
-
-S2E_INLINE Vec read_floats(const float* p, int64_t lanes) { return read<Storage::float32>(p, lanes); }
-
-S2E_INLINE float sum_of(Vec x) {
-  float lanes[WIDTH];
-  store(lanes, x);
-  for (int step = WIDTH / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  return lanes[0];
 }
 
 S2E_INLINE float scale_of(float squares, const NormArgs& a) {
@@ -104,7 +69,7 @@ void backward_row(const NormArgs& a, int64_t row, float* dweight) {
     Vec d = dh * read_floats(a.weight + i, n) - v * back;
     if (grad_residual) d += read<R>(grad_residual + i, n);
     write<R>(dr + i, n, d);
-    write<Storage::float32>(dweight + i, n, read_floats(dweight + i, n) + dh * v);
+    write_floats(dweight + i, n, read_floats(dweight + i, n) + dh * v);
   });
 }
 
@@ -118,34 +83,18 @@ void backward_parts(const NormArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-template <Storage S>
-struct Kind {
-  static constexpr Storage value = S;
-};
-
 // Calls f with the storage types of x and r as constants.
 template <class F>
-void with_storage(Storage x, Storage r, F f) {
-  const auto inner = [&](auto X) {
-    switch (r) {
-      case Storage::float32: return f(X, Kind<Storage::float32>());
-      case Storage::bfloat16: return f(X, Kind<Storage::bfloat16>());
-      case Storage::float16: return f(X, Kind<Storage::float16>());
-    }
-  };
-  switch (x) {
-    case Storage::float32: return inner(Kind<Storage::float32>());
-    case Storage::bfloat16: return inner(Kind<Storage::bfloat16>());
-    case Storage::float16: return inner(Kind<Storage::float16>());
-  }
+void with_storages(Storage x, Storage r, F f) {
+  with_storage(x, [&](auto of_x) { with_storage(r, [&](auto of_r) { f(of_x, of_r); }); });
 }
 
 void forward(const NormArgs& a, int64_t begin, int64_t end) {
-  with_storage(a.x.storage, a.r.storage, [&](auto x, auto r) { forward_rows<x.value, r.value>(a, begin, end); });
+  with_storages(a.x.storage, a.r.storage, [&](auto x, auto r) { forward_rows<x.value, r.value>(a, begin, end); });
 }
 
 void backward(const NormArgs& a, int64_t begin, int64_t end) {
-  with_storage(a.grad.storage, a.r.storage, [&](auto x, auto r) { backward_parts<x.value, r.value>(a, begin, end); });
+  with_storages(a.grad.storage, a.r.storage, [&](auto x, auto r) { backward_parts<x.value, r.value>(a, begin, end); });
 }
 
 }  // namespace
