@@ -10,8 +10,9 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc
 demo: $(VENV)/.installed-demo
 	$(BIN)/seq2exp demo --out runs/demo --force
 
+# A worker for each core, and one thread for each worker.
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n auto --maxprocesses 16 --dist loadfile $(PYTEST_ARGS)
 
 slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)

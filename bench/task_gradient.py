@@ -4,8 +4,8 @@
 
 The settings are those of `seq2exp demo`, but the mask is binary and the predictor packed; three seeds, of the simulated
 genome and of the training. Scores are those of the test genes: Pearson of the expression, and the average precision of
-the mask (its mean, before the threshold) over bases and over elements. Selected is the share of bases whose mean is over
-the threshold, the centre not counted.
+the mask (its mean, before the threshold) over bases and over elements. Selected is the share of bases whose mean is
+over the threshold, the centre not counted.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seq2exp.errors import UserError
 from seq2exp.kernels import ScanWeights, add_norm, bimamba, bimamba_block
+from seq2exp.kernels.selective_scan.ops import check_offsets
 
 NORM_EPSILON = 1e-5
 SHARING = "rc_equivariant_sharing"  # a buffer that state dicts of equivariant backbones have and others lack
@@ -140,25 +141,43 @@ class CaduceusBackbone(nn.Module):
             self.register_buffer(SHARING, torch.tensor(True))
 
     def forward(self, x: Tensor, *, gate: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        if not torch.compiler.is_compiling():  # inside compiled code the values are not known
+            check_offsets("CaduceusBackbone", cu_seqlens, x.shape[-2])
         if not self.rc_equivariant:
-            return self._strand(x, gate, cu_seqlens, complement=False)
+            return self.normalised(*self.stream(x, gate=gate, cu_seqlens=cu_seqlens))
         if x.dim() != 4 or x.shape[0] != 2:
             raise ValueError(
                 f"CaduceusBackbone: with rc_equivariant=True x must be both strands, (2, batch, L, d_model), "
                 f"got {tuple(x.shape)}"
             )
         strands = zip(x.unbind(0), (False, True), strict=True)
-        return torch.stack([self._strand(strand, gate, cu_seqlens, complement) for strand, complement in strands])
+        return torch.stack(
+            [
+                self.normalised(*self.stream(strand, gate=gate, cu_seqlens=cu_seqlens, complement=complement))
+                for strand, complement in strands
+            ]
+        )
 
-    def _strand(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor | None, complement: bool) -> Tensor:
-        residual = None
+    def stream(
+        self, x: Tensor, *, gate: Tensor | None = None, cu_seqlens: Tensor | None = None, complement: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """One strand, (batch, L, d_model): what the last layer puts out and the residual stream that it has not been
+        added to, for `normalised`. The stream has the dtype of x. On a GPU the offsets are not checked."""
+        stream: tuple[Tensor, Tensor | None] = (x, None)
         for layer in self.layers:
-            args = (x, residual, gate, cu_seqlens, complement)
+            args = (*stream, gate, cu_seqlens, complement)
             if self.recompute == "layer" and torch.is_grad_enabled():
-                x, residual = checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
+                stream = checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
             else:
-                x, residual = layer(*args)
-        return self.norm(x if residual is None else x.to(residual.dtype), residual)
+                stream = layer(*args)
+            del args
+        out, residual = stream
+        assert residual is not None, "a backbone without layers"
+        return out, residual
+
+    def normalised(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Hidden states, in the dtype of the stream; of all bases of `stream` or of some."""
+        return self.norm(x.to(residual.dtype), residual)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         theirs = prefix + SHARING in state_dict

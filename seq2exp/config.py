@@ -32,6 +32,7 @@ class BackboneFields(BaseModel):
     d_conv: Size = 4
     expand: Size = 2
     recompute: Literal["none", "layer"] = "none"
+    residual_dtype: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _center_fits(self) -> Self:
@@ -90,7 +91,13 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     mask_placement: the mask multiplies the predictor's input, or also the normalised input of every layer.
     packed: the predictor processes the selected bases only (needs a binary mask).
     task_gradient: with a binary mask the prediction loss reaches the mask straight-through; False is as published.
+    keep_threshold: with a soft mask, the predictor leaves out the bases whose mask is below it, and is packed as with a
+        binary mask; at 0 nothing is left out.
+    capacity: with a packed predictor, for how many selected bases there is room, as a share of those of the batch. The
+        shapes are then fixed, and nothing waits for the device to count them: for CUDA graphs and torch.compile. None:
+        as many as there are.
     select_bias: initial bias of the select logit. recompute: "layer" recomputes each layer in the backward, for memory.
+    residual_dtype: of the residual stream under autocast; "bf16" halves most of what is kept for the backward.
     signal_weights, signal_betas, beta_min, signal_scale, z_scale, prior_mean, prior_scale, hard, threshold,
     top_fraction, rule: as in `seq2exp.kernels.beta_mask`.
     """
@@ -104,6 +111,8 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     mask_placement: Literal["input", "every_layer"] = "input"
     packed: bool = False
     task_gradient: bool = True
+    keep_threshold: Fraction = 0.0
+    capacity: Annotated[float, Field(gt=0, le=1)] | None = None
     select_bias: float = 0.0
 
     signal_weights: tuple[float, ...] = (0.4, 0.4, 0.2)
@@ -132,10 +141,19 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
                 "centre of the reversed window is another one"
             )
         if self.packed and not self.hard:
-            raise ValueError("packed needs hard=True: only a binary mask selects bases")
+            raise ValueError("packed needs hard=True: only a binary mask selects bases (a soft one: keep_threshold)")
+        if self.keep_threshold and self.hard:
+            raise ValueError("keep_threshold is for a soft mask; of a binary one packed=True leaves out the zeros")
+        if self.capacity is not None and not self.packs:
+            raise ValueError("capacity needs a packed predictor: packed=True, or keep_threshold with a soft mask")
         if self.share_backbone and self.generator_layers != self.predictor_layers:
             raise ValueError(
                 f"share_backbone needs as many generator_layers ({self.generator_layers}) as predictor_layers "
                 f"({self.predictor_layers})"
             )
         return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether the predictor processes selected bases only."""
+        return self.packed or self.keep_threshold > 0

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from seq2exp.backbone import CaduceusBackbone
 from seq2exp.config import BackboneFields, Seq2ExpConfig
-from seq2exp.kernels import BetaMask, beta_mask, pack_selected
+from seq2exp.embedding import Embedding, SequenceEmbedding
+from seq2exp.kernels import BetaMask, beta_mask
 from seq2exp.kernels.beta_mask.settings import centre_slice
+from seq2exp.kernels.gather import Selection, select
 from seq2exp.parts import part
 from seq2exp.pretrained import Pretrained
-from seq2exp.strands import both_strands
+
+HEAD_BASES = 1 << 18  # that the mask head works on at a time
 
 
 class Seq2ExpOutput(NamedTuple):
@@ -34,19 +39,6 @@ class Seq2ExpOutput(NamedTuple):
     selected_fraction: Tensor | None = None
 
 
-class SequenceEmbedding(nn.Linear):
-    """Codes A C G T N = 0..4 (..., L) uint8, or one-hot (..., L, 4), to (..., L, d_model). N is all zero."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__(4, d_model)
-
-    def forward(self, sequence: Tensor) -> Tensor:
-        if sequence.is_floating_point():
-            return super().forward(sequence.to(self.weight.dtype))
-        table = torch.cat([self.weight.t(), self.weight.new_zeros(1, self.out_features)])
-        return F.embedding(sequence.long(), table) + self.bias
-
-
 class ExpressionHead(nn.Module):
     """Mean of the centre hidden states, gene features behind it, a ReLU network: (batch, d_model) -> (batch,)."""
 
@@ -63,8 +55,16 @@ class ExpressionHead(nn.Module):
     def forward(self, pooled: Tensor, gene_features: Tensor | None) -> Tensor:
         if gene_features is not None:
             pooled = torch.cat([pooled, gene_features.to(pooled.dtype)], -1)
-        expression = self.layers(pooled).squeeze(-1)
+        for layer in self.layers:
+            pooled = _row_by_row(layer, pooled) if isinstance(layer, nn.Linear) else layer(pooled)
+        expression = pooled.squeeze(-1)
         return expression.to(torch.promote_types(expression.dtype, torch.float32))
+
+
+def _row_by_row(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x) for x (batch, in). A matrix product of one row differs from that of many in the last bits, and a gene's
+    prediction must not depend on its neighbours."""
+    return (x.unsqueeze(1) * layer.weight).sum(-1) + layer.bias
 
 
 class Seq2Exp(Pretrained, nn.Module):
@@ -114,20 +114,46 @@ class Seq2Exp(Pretrained, nn.Module):
         ValueError: shapes that do not fit the configuration, negative or non-finite signals. TypeError: wrong dtypes.
         """
         check_inputs(self.config, sequence, signals, gene_features)
-        with part("embedding"):
-            e = self.sequence_embedding(both_strands(sequence) if self.config.rc_equivariant else sequence)
-            if self.position_embedding is not None:
-                e = e + self._positions(self.position_embedding).to(e.dtype)
-            both = e + self.signal_embedding(signals.to(self.signal_embedding.weight.dtype)).to(e.dtype)
-        with part("generator"):
-            hidden = self.generator(e if self.config.generator_input == "sequence" else both)
+        c = self.config
+        strands = (False, True) if c.rc_equivariant else (False,)
+        tracks = signals if c.generator_input == "sequence+signals" else None
+        logits = [self._mask_logits(sequence, tracks, complement) for complement in strands]
         with part("mask"):
-            mask = self._mask(self._over_strands(self.mask_head(hidden)), signals, exclude, include, seed, rows)
-        gate = mask.mask.detach() if self.config.hard and not self.config.task_gradient else mask.mask
-        pooled = self._over_strands(self._packed(both, gate) if self.config.packed else self._dense(both, gate))
-        with part("head"):
-            expression = self.head(pooled, gene_features)
+            mask = self._mask(_mean(logits), signals, exclude, include, seed, rows)
+        gate = mask.mask.detach() if c.hard and not c.task_gradient else mask.mask
+        expression = self.predict(sequence, signals, gate, gene_features)
         return Seq2ExpOutput(expression, **mask._asdict(), selected_fraction=mask.mask.mean())
+
+    def predict(self, sequence: Tensor, signals: Tensor, mask: Tensor, gene_features: Tensor | None = None) -> Tensor:
+        """Expression (batch,) under a given mask (batch, L), whose centre is 1: the predictor and the head alone."""
+        strands = (False, True) if self.config.rc_equivariant else (False,)
+        with part("gather"):
+            mask, selection = self._select(mask)
+        pooled = [self._pooled(sequence, signals, mask, selection, complement) for complement in strands]
+        with part("head"):
+            return self.head(_mean(pooled), gene_features)
+
+    def _embedding(self, with_signals: bool) -> Embedding:
+        sequence, signals = self.sequence_embedding, self.signal_embedding
+        bias, weight = (sequence.bias + signals.bias, signals.weight) if with_signals else (sequence.bias, None)
+        return Embedding(self.config, sequence.weight, bias, weight, self.position_embedding)
+
+    def _mask_logits(self, sequence: Tensor, signals: Tensor | None, complement: bool) -> Tensor:
+        """(batch, L, 2), in genome orientation. The mask head takes some bases at a time, recomputed in the backward:
+        no hidden states are kept for it."""
+        with part("embedding"):
+            x = self._embedding(signals is not None)(sequence, signals, complement=complement)
+        with part("generator"):
+            stream = self.generator.stream(x, complement=complement)
+            del x
+        with part("mask"):
+            at_a_time = max(1, HEAD_BASES // sequence.shape[0])
+            pieces = zip(*(x.split(at_a_time, 1) for x in stream), strict=True)
+            recomputed = partial(checkpoint, self._head_logits, use_reentrant=False, preserve_rng_state=False)
+            return torch.cat([recomputed(*piece) for piece in pieces], 1)
+
+    def _head_logits(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.mask_head(self.generator.normalised(x, residual))
 
     def _mask(
         self, logits: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, seed: int | None,
@@ -141,44 +167,57 @@ class Seq2Exp(Pretrained, nn.Module):
             include=include, center=c.center, rule=c.rule, seed=seed, rows=rows,
         )  # fmt: skip
 
-    def _positions(self, p: Tensor) -> Tensor:
-        """p (L, d_model) itself, or for both strands (2, 1, L, d_model): the second counts from the other end."""
-        return torch.stack([p, p.flip(0)])[:, None] if self.config.rc_equivariant else p
+    def _select(self, mask: Tensor) -> tuple[Tensor, Selection | None]:
+        """The mask that multiplies, (batch, L), and which of the bases the predictor reads, None for all."""
+        c = self.config
+        if not c.packs:
+            return mask, None
+        if c.keep_threshold:
+            mask = mask.where(mask >= c.keep_threshold, 0.0)
+        capacity = None if c.capacity is None else max(1, math.ceil(c.capacity * mask.numel()))
+        return mask, select(mask, capacity=capacity)
 
-    def _over_strands(self, x: Tensor) -> Tensor:
-        """The mean of both strands, or x itself where there is one."""
-        return x.mean(0) if self.config.rc_equivariant else x
-
-    def _gate(self, mask: Tensor) -> Tensor | None:
-        return mask if self.config.mask_placement == "every_layer" else None
-
-    # x is (batch, L, d_model), or both strands (2, batch, L, d_model) under one mask; the mean of the centre likewise.
-
-    def _dense(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The predictor over every base of x * mask; mean of the centre, (..., batch, d_model)."""
+    def _pooled(
+        self, sequence: Tensor, signals: Tensor, mask: Tensor, selection: Selection | None, complement: bool
+    ) -> Tensor:
+        """The predictor on one strand, each row's selected bases a sequence; mean of the centre, (batch, d_model)."""
+        c = self.config
         with part("gather"):
-            gated = x * mask.unsqueeze(-1).to(x.dtype)
+            x = self._embedding(True)(sequence, signals, mask=mask, selection=selection, complement=complement)
         with part("predictor"):
-            hidden = self.predictor(gated, gate=self._gate(mask))
-            return hidden[..., centre_slice(x.shape[-2], self.config.center), :].mean(-2)
-
-    def _packed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The predictor over the selected bases, each row a sequence; mean of the centre, (..., batch, d_model)."""
-        batch, length = mask.shape
-        with part("gather"):
-            if self.config.rc_equivariant:
-                packed, complements = (pack_selected(strand, mask) for strand in x.unbind(0))
-                values = torch.stack([packed.values, complements.values])
+            gate = mask if c.mask_placement == "every_layer" else None
+            if selection is None:
+                stream = self.predictor.stream(x, gate=gate, complement=complement)
+                centre = centre_slice(c.length, c.center)
+                at_centre = [x[:, centre] for x in stream]
             else:
-                packed = pack_selected(x, mask)
-                values = packed.values
-            gate = self._gate(mask.flatten()[packed.indices][None])
-        with part("predictor"):
-            hidden = self.predictor(values.unsqueeze(-3), gate=gate, cu_seqlens=packed.cu_seqlens).squeeze(-3)
-            centre = centre_slice(length, self.config.center)
-            position = packed.indices % length
-            at_centre = (position >= centre.start) & (position < centre.stop)  # all of the centre is always selected
-            return hidden[..., at_centre, :].unflatten(-2, (batch, self.config.center)).mean(-2)
+                gate = None if gate is None else _gathered(gate, selection.indices)[None]
+                stream = self.predictor.stream(
+                    x[None], gate=gate, cu_seqlens=selection.cu_seqlens, complement=complement
+                )
+                places = _centre_places(selection.indices, mask.shape[0], c.length, c.center)
+                at_centre = [x[0].index_select(0, places).unflatten(0, (-1, c.center)) for x in stream]
+            del x
+            hidden = self.predictor.normalised(*at_centre)
+            return hidden.mean(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+
+def _mean(strands: list[Tensor]) -> Tensor:
+    """Over both strands, or of the only one."""
+    return strands[0] if len(strands) == 1 else torch.stack(strands).mean(0)
+
+
+def _gathered(mask: Tensor, indices: Tensor) -> Tensor:
+    """mask (batch, L) at indices (total,); 0 behind the end, where a capacity has padding."""
+    inside = (indices >= 0) & (indices < mask.numel())
+    return mask.flatten().index_select(0, indices.clamp(0, mask.numel() - 1)).where(inside, 0.0)
+
+
+def _centre_places(indices: Tensor, batch: int, length: int, center: int) -> Tensor:
+    """Where in the ascending indices the centre of each row is, (batch * center,): all of it is always selected."""
+    first = torch.arange(batch, device=indices.device) * length + centre_slice(length, center).start
+    places = torch.searchsorted(indices, first)[:, None] + torch.arange(center, device=indices.device)
+    return places.flatten().clamp(max=indices.shape[0] - 1)  # of a selection beyond its capacity, all of which is NaN
 
 
 def _backbone(config: Seq2ExpConfig, n_layers: int) -> CaduceusBackbone:

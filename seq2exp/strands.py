@@ -27,3 +27,8 @@ def reverse_complement(batch: dict[str, Any]) -> dict[str, Any]:
     reversed along the window. All else stays. Doing it twice gives the batch back."""
     other = batch | {"sequence": complement(batch["sequence"])}
     return other | {name: other[name].flip(1) for name in ALONG_THE_WINDOW if name in batch}
+
+
+def one_hot(sequence: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes A C G T N = 0..4 (batch, L) to (batch, L, 4), N all zero."""
+    return torch.eye(5, 4, dtype=dtype, device=sequence.device)[sequence.long()]

@@ -203,7 +203,7 @@ def _check(
             raise TypeError(f"beta_mask: {name} is {x.dtype}; a floating point dtype is needed")
     if not 0 < prior_mean < 1:
         raise ValueError(f"beta_mask: prior_mean {prior_mean} is outside (0, 1)")
-    if not (prior_scale > 0 and math.isfinite(prior_scale)):
+    if not 0 < prior_scale < math.inf:
         raise ValueError(f"beta_mask: prior_scale {prior_scale} must be positive")
     if not 0 <= threshold <= 1:
         raise ValueError(f"beta_mask: threshold {threshold} is outside [0, 1]")

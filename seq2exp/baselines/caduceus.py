@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from seq2exp.backbone import CaduceusBackbone
 from seq2exp.config import BackboneFields, Size
+from seq2exp.embedding import Embedding
 from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
 from seq2exp.pretrained import Pretrained
@@ -57,14 +57,9 @@ class GeneExpBiMamba(Pretrained, nn.Module):
         if with_signals and signals is None:
             raise ValueError("GeneExpBiMamba with interact='signal' needs signals (batch, L, tracks)")
         check_inputs(self.config, sequence, signals if with_signals else None, gene_features)
-        x = sequence if sequence.dim() == 3 else one_hot(sequence, self.input_layer.weight.dtype)
-        if with_signals and signals is not None:
-            x = torch.cat([x, signals.to(x.dtype)], -1)
-        hidden = self.backbone(self.input_layer(x))
-        pooled = hidden[:, centre_slice(x.shape[1], self.config.center)].mean(1)
-        return Seq2ExpOutput(self.head(pooled, gene_features))
-
-
-def one_hot(sequence: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes A C G T N = 0..4 (batch, L) to (batch, L, 4), N all zero."""
-    return torch.eye(5, 4, dtype=dtype, device=sequence.device)[sequence.long()]
+        weight, bias = self.input_layer.weight, self.input_layer.bias
+        embedding = Embedding(self.config, weight[:, :4], bias, weight[:, 4:] if with_signals else None)
+        stream = self.backbone.stream(embedding(sequence, signals if with_signals else None))
+        centre = centre_slice(self.config.length, self.config.center)
+        hidden = self.backbone.normalised(*(x[:, centre] for x in stream))
+        return Seq2ExpOutput(self.head(hidden.mean(1), gene_features))

@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from seq2exp.backbone import BackboneLayer, CaduceusBackbone
 from seq2exp.baselines import published_layer as layer
-from seq2exp.baselines.caduceus import one_hot
 from seq2exp.baselines.published_mask import published_mask
 from seq2exp.config import Seq2ExpConfig
 from seq2exp.errors import UserError
@@ -22,6 +21,7 @@ from seq2exp.kernels import BetaMask
 from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.model import Seq2Exp, Seq2ExpOutput, check_inputs
 from seq2exp.parts import part
+from seq2exp.strands import one_hot
 
 SCANS: dict[str, layer.Mamba] = {
     "ours": layer.mamba,

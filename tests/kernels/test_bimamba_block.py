@@ -7,6 +7,7 @@ from mixer_layers import BACKENDS, converted, layer, leaves, rebuilt
 from scan_problems import rms_error
 
 from seq2exp.kernels import add_norm, bimamba, bimamba_block, set_backend
+from seq2exp.kernels.bimamba import mixer
 
 OPTIONS = [
     pytest.param(residual, gate, cu, id=f"{residual}-{'gated' if gate else 'open'}-{'packed' if cu else 'dense'}")
@@ -54,6 +55,42 @@ def test_equals_the_two_ops(backend, residual, gate, cu):
         )
     for i, (a, b) in enumerate(pairs):
         assert rms_error(a, b) <= (1e-2 if residual == torch.bfloat16 else 1e-5), i
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_some_rows_at_a_time_give_the_same(monkeypatch, backend, rows):
+    x, stream, norm_weight, gate, weights = problem(batch=3, length=300)
+
+    def run():
+        out = bimamba_block(x, stream, norm_weight, *weights, gate=gate)
+        alone = bimamba(x, *weights)
+        return *out, alone, *gradients(out, x, stream, norm_weight, gate, weights), *torch.autograd.grad(alone.sum(), x)
+
+    with set_backend(backend):
+        together = run()
+        for name in ("FORWARD_BASES", "BACKWARD_BASES"):
+            monkeypatch.setattr(mixer, name, rows * 300)
+        apart = run()
+    for i, (a, b) in enumerate(zip(apart, together, strict=True)):
+        assert a.dtype == b.dtype and rms_error(a, b) <= 1e-6, i
+
+
+def test_temporaries_do_not_grow_with_the_batch(monkeypatch):
+    length = 2048
+    monkeypatch.setattr(mixer, "FORWARD_BASES", length)
+    monkeypatch.setattr(mixer, "BACKWARD_BASES", length)
+
+    def temporaries(batch):
+        x, stream, norm_weight, _, weights = problem(gate=False, batch=batch, length=length, d=128)
+        used = memory(
+            lambda: bimamba_block(x, stream, norm_weight, *weights),
+            lambda outs: torch.autograd.backward(sum(outs).sum()),
+        )
+        return used.peak - used.live
+
+    row = length * 128 * 4
+    assert temporaries(4) - temporaries(2) <= 2 * 5 * row  # gradients of the outputs and of the inputs, no more
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import seq2exp.model
 from seq2exp import Caduceus, Seq2Exp, Seq2ExpConfig, Seq2ExpOutput, seq2exp_loss
 from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig
 
@@ -122,8 +121,8 @@ def test_task_gradient_reaches_the_mask_head_or_exactly_not(preset, training):
 def test_the_task_gradient_is_that_of_the_packed_multiplier(monkeypatch, wanted):
     """d loss / d logit = (finite difference of the loss in the factor of a selected base, at 1) x dm / dlogit."""
     m, inputs = model("hard", task_gradient=wanted, select_bias=0.8).double(), batch()
-    pack, factor, logits = seq2exp.model.pack_selected, torch.ones(3, LENGTH, dtype=torch.float64), []
-    monkeypatch.setattr(seq2exp.model, "pack_selected", lambda x, mask: pack(x, mask * factor))
+    select, factor, logits = Seq2Exp._select, torch.ones(3, LENGTH, dtype=torch.float64), []
+    monkeypatch.setattr(Seq2Exp, "_select", lambda self, mask: select(self, mask * factor))
     m.mask_head.register_forward_hook(lambda _module, _inputs, output: logits.append(output))
     inputs = (inputs[0], inputs[1].double(), inputs[2].double())
 
