@@ -13,6 +13,7 @@ from .demo import demo
 from .discover import discover
 from .evaluate import evaluate
 from .predict import predict
+from .profile import profile
 from .train import train
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
-for command in (train, evaluate, predict, discover):
+for command in (train, evaluate, predict, discover, profile):
     app.command()(command)
 
 
