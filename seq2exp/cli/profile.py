@@ -42,6 +42,8 @@ def profile(
 
     if compare not in (None, "published"):
         raise UserError(f"--compare {compare!r} is unknown: it can be published")
+    if compare and mode not in ("soft", "hard"):
+        raise UserError(f"--compare published: the published form has --mode soft and hard, not {mode}")
     fields = {"d_model": d_model, "generator_layers": layers, "predictor_layers": layers, "recompute": recompute}
     sizes = _settings(_lengths(length), batch, mode, fields, precision, device, store)
     forms = ["ours", *([compare] if compare else [])]

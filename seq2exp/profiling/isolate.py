@@ -77,8 +77,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory(device: str) -> int:
     """Bytes that a new process may use without swapping, or of the GPU's memory."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    if device == "cuda":  # asked in another process, because a process that asks takes some
+        free: int = in_process(torch.cuda.mem_get_info).value[0]
+        return free
     free = psutil.virtual_memory().available
     with suppress(OSError, ValueError):  # a container or a batch system may allow less
         free = min(free, int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text()))
@@ -87,7 +88,7 @@ def free_memory(device: str) -> int:
 
 def check_budget(budget: int | None, device: str) -> int:
     """The budget, or all that is free. Raises UserError when it is more than is free."""
-    free: int = in_process(free_memory, device).value
+    free = free_memory(device)
     if budget is not None and budget > free:
         raise UserError(
             f"the budget of {gigabytes(budget)} is more than the {gigabytes(free)} that are free on {device}"
@@ -141,7 +142,10 @@ def serve(name: str) -> None:
         value = error
     except Exception as error:
         if is_out_of_memory(error):
-            value = OutOfMemory(f"out of memory: {str(error).split('. ')[0] or 'an allocation failed'}")
+            asked = re.search(r"ried to allocate ([\d.]+ \w+)", str(error))
+            value = OutOfMemory(
+                f"out of memory: {f'{asked[1]} more' if asked else 'what it asked for'} could not be had"
+            )
         else:
             value = _Failure(traceback.format_exc())
     (folder / "answer.partial").write_bytes(pickle.dumps(value))

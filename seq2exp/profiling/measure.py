@@ -28,7 +28,7 @@ from .record import (
 )
 from .step import PARTS, StepSettings, TrainingStep
 
-TIMED_SECONDS, TIMED_STEPS = 3.0, 20  # steps are timed until either is reached; the fastest counts
+TIMED_SECONDS, TIMED_STEPS = 1.0, 20  # steps are timed until either is reached; the fastest counts
 BINS = 300  # of a curve: the smallest and the largest value of each
 
 

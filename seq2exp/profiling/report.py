@@ -17,7 +17,7 @@ from seq2exp.info import collect
 from .isolate import OutOfMemory, gigabytes, in_process
 from .measure import PartCost, StepCost, measure_step
 from .search import Search
-from .step import PARTS, StepSettings
+from .step import PARTS, StepSettings, published_scan
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def _settings(settings: StepSettings) -> dict[str, Any]:
         "precision": settings.precision,
         "device": settings.device,
         "store": settings.store and str(settings.store),
+        "scan": published_scan(settings.device) if settings.form == "published" else None,
         "config": settings.config.model_dump(mode="json"),
     }
 

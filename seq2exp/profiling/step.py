@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ SPARE = 1_000  # bases by which the random chromosome is longer than a window
 class StepSettings:
     """What is profiled. batch: windows. store: None for random input. device: "cpu" or "cuda".
 
-    form: "ours", or "published": the published composition of the same model (`seq2exp.baselines.published`).
+    form: "ours", or "published": the composed form of the same model (`seq2exp.baselines.published`).
     """
 
     config: Seq2ExpConfig
@@ -47,7 +48,7 @@ class TrainingStep:
             GeneWindows(settings.store, config.length) if settings.store else RandomWindows(config)
         )
         torch.manual_seed(0)
-        self.model: Any = _form(settings.form)(config).to(self.device).train()
+        self.model: Any = _model(settings).to(self.device).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY
         )
@@ -123,9 +124,14 @@ class RandomWindows(Dataset[dict[str, Any]]):
         }
 
 
-def _form(name: str) -> type[nn.Module]:
-    if name == "ours":
-        return Seq2Exp
+def _model(settings: StepSettings) -> nn.Module:
+    if settings.form == "ours":
+        return Seq2Exp(settings.config)
     from seq2exp.baselines.published import PublishedForm
 
-    return PublishedForm
+    return PublishedForm(settings.config, scan=published_scan(settings.device))
+
+
+def published_scan(device: str) -> str:
+    """What the published form is built on: mamba-ssm on a GPU where it is installed, else our scan."""
+    return "mamba_ssm" if device == "cuda" and importlib.util.find_spec("mamba_ssm") else "ours"

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-COMMANDS = ("demo", "data", "train", "evaluate", "predict", "discover", "info")
+COMMANDS = ("demo", "data", "train", "evaluate", "predict", "discover", "profile", "info")
 
 
 def test_help_is_quick_and_lists_the_commands():
