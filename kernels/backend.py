@@ -17,8 +17,8 @@ IMPLEMENTED: dict[str, frozenset[str]] = {
     "cpu": frozenset(
         {"add_norm", "beta_mask", "bimamba", "embed_bases", "pack_selected", "selective_scan", "unpack_selected"}
     ),
-    "triton": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
-    "cuda": frozenset({"add_norm", "beta_mask", "bimamba", "selective_scan"}),
+    "triton": frozenset({"add_norm", "beta_mask", "bimamba", "pack_selected", "selective_scan", "unpack_selected"}),
+    "cuda": frozenset({"add_norm", "beta_mask", "bimamba", "pack_selected", "selective_scan", "unpack_selected"}),
 }
 CAPABILITY = 8  # the oldest GPUs that the CUDA kernels are compiled for: Ampere
 

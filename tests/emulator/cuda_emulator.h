@@ -418,6 +418,8 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source) {
   return seq2exp::emulator::shuffle(mask, value, source & 31);

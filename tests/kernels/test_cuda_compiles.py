@@ -16,7 +16,7 @@ SETUP = load_setup()
 NVCC = SETUP.find_nvcc()
 STORAGE = ("float32", "bfloat16", "float16")
 SOURCES = sorted(  # those with kernels
-    p for p in (ROOT / "csrc").glob("*/cuda/*.cu") if p.stem.endswith(STORAGE) or p.stem == "mask"
+    p for p in (ROOT / "csrc").glob("*/cuda/*.cu") if p.stem.endswith(STORAGE) or p.stem in ("mask", "select")
 )
 NO_SPILLS = ["-Xptxas", "-warn-spills,-warn-lmem-usage,-Werror"]  # nor local arrays
 SPILLING = """
@@ -40,7 +40,8 @@ def compile_source(source: Path, architecture: str, folder: Path) -> subprocess.
 
 
 def test_every_variant(tmp_path):
-    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "mask", "norm", "scan"} and len(SOURCES) == 4 * 3 + 1
+    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "mask", "norm", "rows", "scan", "select"}
+    assert len(SOURCES) == 5 * 3 + 2
     jobs = list(product(SOURCES, SETUP.CUDA_ARCHITECTURES))
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))) as pool:
         done = pool.map(lambda job: compile_source(*job, tmp_path), jobs)

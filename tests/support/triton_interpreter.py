@@ -93,7 +93,7 @@ def races() -> Iterator[set[str]]:
     fresh: set[int] = set()  # stored by this program since its last barrier
 
     def places(pointers: interpreter.TensorHandle, mask: interpreter.TensorHandle) -> list[int]:
-        return np.unique(pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]).tolist()
+        return np.unique(pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)]).tolist()
 
     def load(pointers, mask, *args: object, **kwargs: object) -> object:
         for place in places(pointers, mask):
