@@ -20,8 +20,8 @@ _MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda
 
 _SETTINGS = (
     "float beta_min, float signal_scale, float z_scale, float prior_mean, float prior_scale, bool sample, bool hard, "
-    "float threshold, float? top_fraction, int smooth, int center, str rule, int seed, str backend"
-)
+    "float threshold, float? top_fraction, int smooth, int center, str rule, SymInt seed, str backend"
+)  # SymInt: a compiled model takes a new seed at every step without being compiled again
 _OUTPUTS = BetaMask._fields
 
 

@@ -9,6 +9,7 @@ import typer
 
 from seq2exp.errors import UserError
 
+from .common import echo
 from .demo import demo
 from .discover import discover
 from .evaluate import evaluate
@@ -65,12 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _stop(sentence: str) -> None:
     if sentence:  # empty without arguments: the help has been printed instead
-        typer.echo(f"seq2exp: {' '.join(sentence.split())}", err=True)
+        echo(f"seq2exp: {' '.join(sentence.split())}", err=True)
     sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,7 @@ def open_trained(
     return model, windows, how
 
 
-def echo(message: Any = "") -> None:
-    """Results go to stdout."""
-    typer.echo(message)
+def echo(message: Any = "", err: bool = False) -> None:
+    """Results go to stdout; of several ranks (torchrun) the first speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(message, err=err)

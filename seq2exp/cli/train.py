@@ -18,17 +18,18 @@ def train(
 ) -> None:
     """Train a model: `seq2exp train CONFIG.yaml --out RUN`, continue with `seq2exp train --resume RUN`.
 
+    On several GPUs: `torchrun --nproc-per-node GPUS -m seq2exp train CONFIG.yaml --out RUN`.
+
     Strands, in CONFIG.yaml: model.rc_equivariant: true makes a model that treats both alike;
     data.rc_augmentation: 0.5 reverse-complements half of the windows instead.
     """
     from seq2exp.errors import UserError
-    from seq2exp.training import load_config
     from seq2exp.training import train as run_training
 
     if resume is not None and config is None and out is None:
         result = run_training(None, resume, resume=True, device=device)
     elif resume is None and config is not None and out is not None:
-        result = run_training(load_config(config), out, device=device)
+        result = run_training(config, out, device=device)
     else:
         raise UserError("give a configuration and --out, or --resume alone")
     echo(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,24 @@ from seq2exp.strands import ALONG_THE_WINDOW, reverse_complement
 
 from .schedule import derive_seed
 
+WHOLE = (slice(None),)
+
 
 class StepBatches:
     """Batch sampler: for every step from ``first_step`` to ``steps``, the dataset indices of its batch.
 
     Each epoch is a permutation drawn from (seed, epoch). Batches run on across epochs: all have ``batch_size`` items.
+    parts: what is read of every batch, one micro-batch each (`Ranks.parts`).
     """
 
-    def __init__(self, items: int, batch_size: int, seed: int, steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self, items: int, batch_size: int, seed: int, steps: int, first_step: int = 0, parts: Sequence[slice] = WHOLE
+    ) -> None:
         self.items, self.batch_size, self.seed = items, batch_size, seed
-        self.steps, self.first_step = steps, first_step
+        self.steps, self.first_step, self.parts = steps, first_step, parts
 
     def __len__(self) -> int:
-        return self.steps - self.first_step
+        return (self.steps - self.first_step) * len(self.parts)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, order = -1, []
@@ -35,7 +40,7 @@ class StepBatches:
                     epoch = position // self.items
                     order = permutation(self.items, self.seed, epoch)
                 batch.append(order[position % self.items])
-            yield batch
+            yield from (batch[part] for part in self.parts)
 
 
 def permutation(items: int, seed: int, epoch: int) -> list[int]:
@@ -44,10 +49,12 @@ def permutation(items: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(items, generator=generator).tolist()
 
 
-def augment(batch: dict[str, Any], probability: float, seed: int, step: int) -> dict[str, Any]:
-    """Reverse-complement each window with ``probability``, drawn from (seed, step)."""
+def augment(
+    batch: dict[str, Any], probability: float, seed: int, step: int, batch_size: int, part: slice
+) -> dict[str, Any]:
+    """Reverse-complement each window of one part of a batch with ``probability``, drawn from (seed, step)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "reverse complement", step))
-    chosen = torch.rand(len(batch["row"]), generator=generator) < probability
+    chosen = (torch.rand(batch_size, generator=generator) < probability)[part]
     other = reverse_complement(batch)
 
     def mixed(name: str) -> Tensor:

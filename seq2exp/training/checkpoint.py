@@ -17,14 +17,21 @@ from seq2exp.errors import UserError
 from seq2exp.files import atomic
 from seq2exp.inference.windows import Model
 
+from .parallel import placed, whole
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write atomically: a reader finds the old file or the new one, never a part of it."""
-    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], write: bool) -> None:
+    """Write atomically: a reader finds the old file or the new one, never a part of it.
+
+    Where the model is sharded, all ranks take part and one of them writes the whole.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in own_weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: whole(tensor.detach()).contiguous() for name, tensor in tensors.items()}
+    if not write:
+        return
     with atomic(path) as partial:
         try:
             save_file(tensors, partial, {"state": json.dumps(state)})
@@ -48,18 +55,24 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
         raise UserError(f"{path}: not a checkpoint of this program: {error}") from None
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     check_weights(path, model, weights)
-    model.load_state_dict(weights, strict=False)
+    load_weights(model, weights)
     for name, parameter in model.named_parameters():
         kept = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if kept["step"] is not None:
-            moved = {k: v if k == "step" else v.to(parameter.device) for k, v in kept.items() if v is not None}
+            moved = {k: v if k == "step" else placed(v, parameter) for k, v in kept.items() if v is not None}
             optimizer.state[parameter] = moved
     return state
 
 
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Fill a model, sharded or not, from whole tensors."""
+    own = model.state_dict()
+    model.load_state_dict({name: placed(tensor, own[name]) for name, tensor in weights.items()}, strict=False)
+
+
 def check_weights(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Raise UserError, naming the first tensor, unless ``weights`` has the names and shapes of ``model``."""
-    expected = _weights(model)
+    expected = own_weights(model)
     for name in sorted(expected.keys() | weights.keys()):
         here, there = weights.get(name), expected.get(name)
         if here is None or there is None:
@@ -86,7 +99,7 @@ def save_model(folder: Path, model: Model, inputs: dict[str, Any]) -> None:
     partial.rmdir()
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
+def own_weights(model: nn.Module) -> dict[str, Tensor]:
     """The state dict, every shared tensor once."""
     first: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)

@@ -14,6 +14,8 @@ from seq2exp.errors import UserError
 PRESETS = ("soft", "hard", "top_fraction", "discovery")
 BASELINES = {"caduceus": "no_signal", "caduceus_signals": "signal"}
 FROM_STORE = ("tracks", "gene_features")  # model fields that the store fills in when they are not given
+# How a run is computed, not what: these may change between a checkpoint and its continuation.
+COMPUTING = ("data.workers", "data.accumulate", "model.recompute", "compile", "parallel")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -23,10 +25,14 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """What is read and how: the store, windows per step, reader processes, share of reverse-complemented windows."""
+    """What is read and how: the store, reader processes, share of reverse-complemented windows.
+
+    batch_size: windows per step, over all ranks. accumulate: in how many micro-batches each rank processes its share.
+    """
 
     store: Path
     batch_size: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     workers: int = Field(default=0, ge=0, le=64)
     rc_augmentation: Fraction = 0.0
 
@@ -61,7 +67,11 @@ class KLConfig(Section):
 
 
 class TrainConfig(Section):
-    """All settings of one training run. ``model``: ``preset`` or ``baseline``, and fields of that configuration."""
+    """All settings of one training run.
+
+    model: ``preset`` or ``baseline``, and fields of that configuration. compile: torch.compile for the training step.
+    parallel: what several ranks do, "ddp" each hold the whole model, "fsdp" each hold a share of it.
+    """
 
     data: DataConfig
     model: dict[str, Any] = Field(default_factory=lambda: {"preset": "soft"})
@@ -69,6 +79,8 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     kl: KLConfig = KLConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     steps: int = Field(default=50_000, ge=1)
     seed: int = Field(default=2, ge=0, lt=2**31)
     log_every: int = Field(default=50, ge=1)
@@ -165,6 +177,15 @@ def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
         return TrainConfig.model_validate(fields | overrides)
     except ValidationError as error:
         raise UserError(f"{path}: {sentence(error, TrainConfig)}") from None
+
+
+def defining(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the result of a run depends on: all but those of ``COMPUTING``."""
+    kept = {name: dict(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    for name in COMPUTING:
+        section, _, field = name.rpartition(".")
+        (kept[section] if section else kept).pop(field, None)
+    return kept
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

@@ -37,24 +37,24 @@ def _batch(rows: int = 64) -> dict[str, torch.Tensor]:
 
 
 def test_reverse_complement():
-    batch, flipped = _batch(), augment(_batch(), 1.0, seed=1, step=0)
+    batch, flipped = _batch(), augment(_batch(), 1.0, 1, 0, 64, slice(None))
     assert flipped["sequence"][0].tolist() == [3, 4, 0, 1, 2, 3]  # ACGTNA -> TNACGT
     assert flipped["sequence"].dtype == torch.uint8
     assert torch.equal(flipped["signals"], batch["signals"].flip(1))
     assert torch.equal(flipped["exclude"], batch["exclude"].flip(1))
     assert torch.equal(flipped["include"], batch["include"].flip(1))
     assert torch.equal(flipped["target"], batch["target"])
-    back = augment(flipped, 1.0, seed=1, step=0)
+    back = augment(flipped, 1.0, 1, 0, 64, slice(None))
     assert all(torch.equal(back[name], batch[name]) for name in batch)
 
 
 def test_which_windows_are_flipped_is_drawn_from_seed_and_step():
     def chosen(seed: int, step: int) -> list[bool]:
-        out = augment(_batch(), 0.5, seed, step)
+        out = augment(_batch(), 0.5, seed, step, 64, slice(None))
         assert torch.equal(out["signals"][:, 0, 0] != _batch()["signals"][:, 0, 0], out["sequence"][:, 0] == 3)
         return (out["sequence"][:, 0] == 3).tolist()
 
     assert chosen(1, 4) == chosen(1, 4)
     assert chosen(1, 4) != chosen(1, 5) != chosen(2, 5)
     assert 16 < sum(chosen(1, 4)) < 48
-    assert not any(augment(_batch(), 0.0, 1, 4)["sequence"][:, 0] == 3)
+    assert not any(augment(_batch(), 0.0, 1, 4, 64, slice(None))["sequence"][:, 0] == 3)

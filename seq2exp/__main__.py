@@ -1,0 +1,5 @@
+"""`python -m seq2exp`, the program `seq2exp`."""
+
+from seq2exp.cli import main
+
+main()

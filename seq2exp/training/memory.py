@@ -1,0 +1,79 @@
+"""What to say when the memory is not enough: how many windows at a time would fit."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SIGNS = ("can't allocate memory", "out of memory", "bad_alloc")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
+def windows_that_fit(one_window: Callable[[], None], device: torch.device) -> int | None:
+    """How many windows a step may hold, from the memory of ``one_window``, a step on one; None where it is not known.
+
+    What a step holds for any number of windows, such as its gradients, is counted with each: rather too few than many.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        free = free_bytes(device)
+        used = peak_bytes(one_window, device)
+    except OSError:  # no /proc
+        return None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0
+    return free // max(used, 1)
+
+
+def advice(windows: int, accumulate: int, fits: int | None, *, recomputes: bool) -> str:
+    """What would fit instead of ``windows`` at a time, and the settings for it."""
+    share = windows * accumulate
+    possible = [n for n in range(1, windows) if share % n == 0 and (fits is None or n <= fits)]
+    remedies = []
+    if possible:
+        remedies.append(f"data.accumulate: {share // possible[-1]} ({possible[-1]} at a time)")
+    if not recomputes:
+        remedies.append("model.recompute: layer")
+    known = "" if fits is None else f"at most {min(fits, windows - 1)} would fit: "
+    return f"{known}set {' or '.join(remedies or ['a smaller model.length or model.d_model'])}"
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process can still allocate."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    available = _proc("/proc/meminfo", "MemAvailable")
+    return (
+        available if limit == resource.RLIM_INFINITY else min(available, limit - _proc("/proc/self/status", "VmSize"))
+    )
+
+
+def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
+    """How far the memory in use rises above its present level while ``work`` runs."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+    before = _proc("/proc/self/status", "VmHWM")
+    work()
+    return _proc("/proc/self/status", "VmHWM") - before
+
+
+def _proc(path: str, name: str) -> int:
+    """A field of a file of /proc, in bytes."""
+    fields = dict(line.split(":", 1) for line in Path(path).read_text().splitlines())
+    return 1024 * int(fields[name].split()[0])
