@@ -9,31 +9,32 @@ from pathlib import Path
 
 import torch
 
-SIGNS = ("can't allocate memory", "out of memory", "bad_alloc")
+# The last is all that a compiled op says when an allocation in it fails.
+SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "API call failed")
 
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
-def windows_that_fit(one_window: Callable[[], None], device: torch.device) -> int | None:
-    """How many windows a step may hold, from the memory of ``one_window``, a step on one; None where it is not known.
-
-    What a step holds for any number of windows, such as its gradients, is counted with each: rather too few than many.
-    """
+def windows_that_fit(step: Callable[[int], None], device: torch.device) -> int | None:
+    """How many windows at a time fit, from the peaks of ``step`` on one and on two; None where memory is not known."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    fits = 0
     try:
-        free = free_bytes(device)
-        used = peak_bytes(one_window, device)
+        free, held = free_bytes(device), held_bytes(device)
+        one = peak_bytes(lambda: step(1), device)
+        fits = 1
+        two = peak_bytes(lambda: step(2), device)
     except OSError:  # no /proc
         return None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return 0
-    return free // max(used, 1)
+        return fits
+    return 1 + max(0, free - (one - held)) // max(1, two - one)
 
 
 def advice(windows: int, accumulate: int, fits: int | None, *, recomputes: bool) -> str:
@@ -60,17 +61,20 @@ def free_bytes(device: torch.device) -> int:
     )
 
 
+def held_bytes(device: torch.device) -> int:
+    """What this process has allocated."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _proc("/proc/self/status", "VmRSS")
+
+
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
-    """How far the memory in use rises above its present level while ``work`` runs."""
+    """The most that this process has allocated while ``work`` runs."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_allocated(device)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
-    before = _proc("/proc/self/status", "VmHWM")
     work()
-    return _proc("/proc/self/status", "VmHWM") - before
+    return _proc("/proc/self/status", "VmHWM")
 
 
 def _proc(path: str, name: str) -> int:

@@ -288,14 +288,17 @@ class Trainer:
         return model
 
     def _out_of_memory(self) -> str:
-        """One sentence, from the memory that a step on one window takes without the other ranks."""
+        """One sentence, from the memory that one and two windows take without the other ranks."""
+        model = self._new_model() if self.sharded else self.model
 
-        def one_window() -> None:
-            _, _, loss = self._loss(self._new_model(), collate([self.train_set[0]]))
+        def step(windows: int) -> None:
+            model.zero_grad(set_to_none=True)
+            batch = collate([self.train_set[i % len(self.train_set)] for i in range(windows)])
+            _, _, loss = self._loss(model, batch)
             loss.backward()
 
         self.optimizer.zero_grad(set_to_none=True)
-        here, fits = self._micro_batch, windows_that_fit(one_window, self.device)
+        here, fits = self._micro_batch, windows_that_fit(step, self.device)
         remedy = advice(here, len(self.parts), fits, recomputes=self.model_config.recompute == "layer")
         where = f"{self.run / 'config.yaml'}: out of memory at step {self.state.step}"
         return f"{where} with {here} windows at a time, {remedy} and continue with --resume {self.run}"
