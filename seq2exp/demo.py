@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seq2exp.data_tools import GeneWindows, build_store, simulate
+from seq2exp.data_tools import GeneWindows, Store, build_store, simulate
 from seq2exp.files import atomic, write_json
 from seq2exp.inference.discover import Locus, Selection, discover, write_discovery
 from seq2exp.inference.evaluate import scores
@@ -53,18 +54,9 @@ def run_demo(
         steps, genes: fewer than the preset makes a quick trial whose mask has not learned.
         say: told what is going on.
     """
-    say("simulating a genome with known regulatory elements")
-    simulated = simulate(out / "simulated", seed=seed, **SIMULATION | ({"genes": genes} if genes else {}))
-    say("building the store")
-    store = build_store(
-        fasta=simulated / "genome.fa",
-        track={name: simulated / f"{name}.bw" for name in ("H3K27ac", "DNase")},
-        contacts=str(simulated / "contacts.tsv"),
-        genes=simulated / "genes.csv",
-        target="target",
-        split="split",
-        out=out / "store.zarr",
-    )
+    say("simulating a genome with known regulatory elements and building its store")
+    store = simulated_store(out, seed=seed, **SIMULATION | ({"genes": genes} if genes else {}))
+    simulated = out / "simulated"
     config = demo_training(out / "store.zarr", seed, steps)
     say(f"training {config.steps} steps")
     trained = train(config, out / "run", device=device)
@@ -103,6 +95,20 @@ def run_demo(
     )
     write_json(out / "report.json", asdict(report) | {"files": {k: str(v) for k, v in report.files.items()}})
     return report
+
+
+def simulated_store(out: Path, **simulation: Any) -> Store:
+    """Simulate into out/simulated with those settings and build out/store.zarr from it."""
+    simulated = simulate(out / "simulated", **simulation)
+    return build_store(
+        fasta=simulated / "genome.fa",
+        track={name: simulated / f"{name}.bw" for name in ("H3K27ac", "DNase")},
+        contacts=str(simulated / "contacts.tsv"),
+        genes=simulated / "genes.csv",
+        target="target",
+        split="split",
+        out=out / "store.zarr",
+    )
 
 
 def _baselines(windows: dict[str, GeneWindows], predictions: pd.DataFrame) -> dict[str, dict[str, float]]:

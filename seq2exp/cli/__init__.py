@@ -9,6 +9,7 @@ import typer
 
 from seq2exp.errors import UserError
 
+from .bench import bench
 from .common import echo
 from .demo import demo
 from .discover import discover
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
-for command in (train, evaluate, predict, discover, profile):
+for command in (train, evaluate, predict, discover, profile, bench):
     app.command()(command)
 
 
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 2 a mistake of the user, 130 interrupted."""
     # torch reads this at its first allocation; at 200 kb most of a CPU step is otherwise spent on page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which counts memory, says when it starts
     try:
         code = app(arguments, prog_name="seq2exp", standalone_mode=False)
     except UserError as error:
