@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from seq2exp.baselines import PublishedForm
-from seq2exp.data_tools import Store
 from seq2exp.demo import simulated_store
 from seq2exp.files import atomic
 from seq2exp.inference.windows import Model
@@ -66,8 +65,8 @@ class Learned:
 class PublishedTrainer(Trainer):
     """Trains the published form, from the weights from which ours starts."""
 
-    def _build_model(self, store: Store) -> Model:
-        return PublishedForm(super()._build_model(store))  # type: ignore[arg-type]
+    def _new_model(self) -> Model:
+        return PublishedForm(super()._new_model())  # type: ignore[arg-type]
 
 
 def learn(
