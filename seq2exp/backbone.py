@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from seq2exp.errors import UserError
 from seq2exp.kernels import ScanWeights, add_norm, bimamba, bimamba_block
@@ -97,7 +96,7 @@ class BackboneLayer(nn.Module):
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, gate: Tensor | None = None, cu_seqlens: Tensor | None = None,
-        complement: bool = False,
+        complement: bool = False, recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Output (batch, L, d_model), not yet added, and residual stream, both for the next layer.
 
@@ -105,15 +104,16 @@ class BackboneLayer(nn.Module):
         """
         weights, options = self.mixer.weights(complement)
         return bimamba_block(
-            x, residual, self.norm.weight, *weights, **options, gate=gate, epsilon=NORM_EPSILON, cu_seqlens=cu_seqlens
-        )
+            x, residual, self.norm.weight, *weights, **options, gate=gate, epsilon=NORM_EPSILON, cu_seqlens=cu_seqlens,
+            recompute=recompute,
+        )  # fmt: skip
 
 
 class CaduceusBackbone(nn.Module):
     """Embedded bases (batch, L, d_model) -> hidden states (batch, L, d_model).
 
     gate: (batch, L), multiplies the normalised input of every mixer. cu_seqlens: offsets of packed sequences, batch 1.
-    recompute: "layer" keeps only the residual stream and recomputes each layer in the backward.
+    recompute: "layer" keeps only the residual stream: the backward of each layer scans forward once more.
     rc_equivariant: both strands go in and come out, (2, batch, L, d_model), the bases and their complements, both in
         genome orientation; they share all weights and the gate (Caduceus-PS). Strands exchanged and reversed along L
         give the output exchanged and reversed. `published_layout` gives the published (batch, L, 2 d_model). No half
@@ -164,13 +164,9 @@ class CaduceusBackbone(nn.Module):
         """One strand, (batch, L, d_model): what the last layer puts out and the residual stream that it has not been
         added to, for `normalised`. The stream has the dtype of x. On a GPU the offsets are not checked."""
         stream: tuple[Tensor, Tensor | None] = (x, None)
+        del x  # kept by autograd or not needed
         for layer in self.layers:
-            args = (*stream, gate, cu_seqlens, complement)
-            if self.recompute == "layer" and torch.is_grad_enabled():
-                stream = checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
-            else:
-                stream = layer(*args)
-            del args
+            stream = layer(*stream, gate, cu_seqlens, complement, self.recompute == "layer")
         out, residual = stream
         assert residual is not None, "a backbone without layers"
         return out, residual

@@ -32,7 +32,7 @@ class BackboneFields(BaseModel):
     d_conv: Size = 4
     expand: Size = 2
     recompute: Literal["none", "layer"] = "none"
-    residual_dtype: Literal["fp32", "bf16"] = "fp32"
+    residual_dtype: Literal["fp32", "bf16"] = "bf16"
 
     @model_validator(mode="after")
     def _center_fits(self) -> Self:
@@ -96,8 +96,10 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     capacity: with a packed predictor, for how many selected bases there is room, as a share of those of the batch. The
         shapes are then fixed, and nothing waits for the device to count them: for CUDA graphs and torch.compile. None:
         as many as there are.
-    select_bias: initial bias of the select logit. recompute: "layer" recomputes each layer in the backward, for memory.
-    residual_dtype: of the residual stream under autocast; "bf16" halves most of what is kept for the backward.
+    select_bias: initial bias of the select logit.
+    recompute: "layer" keeps only the residual stream for the backward, and not the chunk states of the scans.
+    residual_dtype: of the residual stream under bfloat16 autocast, where "bf16", as published, halves most of what is
+        kept for the backward. Without autocast it has the dtype of the weights.
     signal_weights, signal_betas, beta_min, signal_scale, z_scale, prior_mean, prior_scale, hard, threshold,
     top_fraction, rule: as in `seq2exp.kernels.beta_mask`.
     """

@@ -60,8 +60,9 @@ class Embedding(NamedTuple):
 
     def _dtype(self) -> torch.dtype:
         """Of the result, which is that of the residual stream."""
-        bf16 = self.config.residual_dtype == "bf16" and torch.is_autocast_enabled(self.weight.device.type)
-        return torch.bfloat16 if bf16 else self.weight.dtype
+        device = self.weight.device.type
+        bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        return torch.bfloat16 if bf16 and self.config.residual_dtype == "bf16" else self.weight.dtype
 
     def _one_hot(self, sequence: Tensor, signals: Tensor | None, positions: Tensor | None) -> Tensor:
         """In plain PyTorch: so that a gradient can reach the one-hot sequence."""

@@ -77,8 +77,10 @@ def _backward(
 
     def run(rows: slice) -> tuple[mixer.Outputs, mixer.Outputs]:
         stream, own_gate = residual_out[rows], None if gate is None else gate[rows]
-        states = [mixer.states_of(x, residual_out.shape[0], rows) for x in (states_fwd, states_rev)]
         h, _ = m.forward(stream, None, norm_weight, own_gate, epsilon)
+        states = [mixer.states_of(x, residual_out.shape[0], rows) for x in (states_fwd, states_rev) if x.numel()]
+        if not states:  # not kept
+            _, *states = mixer.forward_rows(backend, h.to(grad_out.dtype), weights, multiply, cu_seqlens, True)
         grad_h, grads = mixer.backward_rows(
             backend, grad_out[rows], h.to(grad_out.dtype), weights, multiply, cu_seqlens, states
         )
@@ -145,6 +147,7 @@ def bimamba_block(
     rev_proj: tuple[Tensor, Tensor] | None = None,
     strategy: str = "add",
     cu_seqlens: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A pre-norm block of Caduceus: add_norm and then bimamba, with what each of them takes and raises.
 
@@ -153,7 +156,7 @@ def bimamba_block(
     x: (batch, L, d), what the block before put out, or the first block's input. cu_seqlens: its values are checked on
         the CPU only, not to wait for a GPU in every block. residual: the stream so far, the same
         shape, in its own dtype; None: x is the stream. norm_weight: (d,). gate: (batch, L), multiplies
-        the mixer's input.
+        the mixer's input. recompute: the chunk states are not kept for the backward, which scans forward once more.
 
     Returns
     -------
@@ -170,6 +173,7 @@ def bimamba_block(
     out, residual_out, _, _ = _forward(
         x, residual, norm_weight, gate, epsilon, weights, strategy == "ew_multiply",
         None if cu_seqlens is None else cu_seqlens.long(), backends.resolve("bimamba", x.device, dtype),
-        backends.resolve("add_norm", x.device, x.dtype), ops.needs_backward(x, residual, norm_weight, gate, *weights),
+        backends.resolve("add_norm", x.device, x.dtype),
+        not recompute and ops.needs_backward(x, residual, norm_weight, gate, *weights),
     )  # fmt: skip
     return out, x if residual is None else residual_out

@@ -59,7 +59,7 @@ def by_rows(
     tensors that are summed here, at least in float32.
     """
     batch, length = shape
-    step = max(1, bases // length)
+    step = -(-batch // -(-batch // max(1, bases // length)))  # slices of one size
     if batch <= step:
         rowwise, sums = run(slice(0, batch))
         return list(rowwise), list(sums)
@@ -153,10 +153,13 @@ def _joint_forward(
     m: ModuleType, h: Tensor, w: Weights, cu_seqlens: Tensor | None, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     (in_proj, out_proj), (fwd, rev) = w.projections[0], w.directions
-    x, z = _halves(m, in_proj, h)
-    c_fwd, c_rev = m.convolve(x, _taps(fwd), _taps(rev), cu_seqlens)
+    weight_x, weight_z = in_proj.chunk(2)
+    c_fwd, c_rev = m.convolve(_project(m, weight_x, h.transpose(1, 2)), _taps(fwd), _taps(rev), cu_seqlens)
     y, states_fwd = m.scan(_direction(m, c_fwd, fwd, None, None, False, cu_seqlens), save_states)
+    del c_fwd
+    z = _project(m, weight_z, h.transpose(1, 2))
     y, states_rev = m.scan(_direction(m, c_rev, rev, z, y, True, cu_seqlens), save_states)
+    del c_rev, z
     return _to_bases(m, out_proj, y), states_fwd, states_rev
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory import saved_bytes
+from memory import memory, saved_bytes
 
+import seq2exp.model
 from seq2exp import Seq2Exp, Seq2ExpConfig, seq2exp_loss
 from seq2exp.kernels.beta_mask.settings import centre_slice
+from seq2exp.kernels.bimamba import mixer
 
 LENGTH, CENTER = 96, 8
 
@@ -167,13 +169,31 @@ def kept_per_base(preset, **fields):
     return (kept(6144) - kept(2048)) / 4096
 
 
-@pytest.mark.parametrize(("residual_dtype", "layer"), [("fp32", 640), ("bf16", 384)])
-def test_a_soft_step_keeps_streams_and_chunk_states(residual_dtype, layer):
-    """A layer its stream (4 or 2 x 128) and 128 bytes of states, the mask head its input; no hidden states."""
-    kept = kept_per_base("soft", residual_dtype=residual_dtype)
+@pytest.mark.parametrize("recompute", ["none", "layer"])
+@pytest.mark.parametrize(("residual_dtype", "width"), [("fp32", 4), ("bf16", 2)])
+def test_a_soft_step_keeps_streams_and_chunk_states(residual_dtype, width, recompute):
+    """A layer its stream and, unless recomputed, 128 bytes of states; the mask head its input; no hidden states."""
+    layer = width * 128 + (128 if recompute == "none" else 0)
+    kept = kept_per_base("soft", residual_dtype=residual_dtype, recompute=recompute)
     assert 8 * layer <= kept <= 8 * layer + 2 * 128 + 70
 
 
-def test_recomputed_layers_keep_only_the_stream():
-    kept = kept_per_base("soft", residual_dtype="bf16", recompute="layer")
-    assert kept <= 8 * 512 + 70
+def test_a_step_of_8_windows_fits_10_gb(monkeypatch):
+    """All temporaries counted, at lengths and slices a hundredth of those of 200,000 bases."""
+
+    def peak(length):
+        for module, name, bases in ((mixer, "FORWARD_BASES", 2**21), (mixer, "BACKWARD_BASES", 2**18)):
+            monkeypatch.setattr(module, name, bases * length // 200_000)
+        monkeypatch.setattr(seq2exp.model, "HEAD_BASES", 2**18 * length // 200_000)
+        m, inputs = model("soft", length=length, **LARGE | {"center": 20}).train(), batch(8, length)
+        for parameter in m.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+        def forward():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return seq2exp_loss(m(*inputs, seed=1), torch.ones(8))
+
+        return memory(forward, lambda loss: loss.backward()).peak
+
+    per_base = (peak(2000) - peak(1000)) / (8 * 1000)
+    assert per_base * 8 * 200_000 <= 10e9
