@@ -15,10 +15,13 @@ def forward(x: Bases, dtype: torch.dtype) -> Tensor:
 
 def backward(grad: Tensor, x: Bases, wanted: Wanted) -> Grads:
     """See reference.py. The same bits for any number of threads."""
-    sums, *rest = torch.ops.seq2exp_native.embed_bwd(
-        rows(grad), *arguments(x), inverse(x, wanted), x.complement, *wanted
-    )
+    sums, *rest = raw_backward(grad, x, wanted)
     return grads(sums, rest, x, wanted)
+
+
+def raw_backward(grad: Tensor, x: Bases, wanted: Wanted) -> list[Tensor]:
+    """What the kernels give back: sums of the masked gradient, then the wanted gradients."""
+    return torch.ops.seq2exp_native.embed_bwd(rows(grad), *arguments(x), inverse(x, wanted), x.complement, *wanted)
 
 
 def arguments(x: Bases) -> tuple[Tensor | None, ...]:

@@ -2,9 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+#include "common/items.h"
+
 namespace seq2exp {
 
-constexpr int kItems = 8;              // channels of a thread
 constexpr int kMostThreads = 512;      // of a block: kItems times as many channels of a row
 constexpr int kTurns = 16;             // rows of a group in the backward
 
@@ -34,11 +35,8 @@ struct NormShape {
 
 inline NormShape norm_shape(int dim) {
   constexpr int several = 256;  // threads of a block with several rows
-  const int lanes = (dim + kItems - 1) / kItems, warps = (lanes + 31) / 32;
-  if (warps > 1) return {warps * 32, warps * 32, 1};
-  int group = 1;
-  while (group < lanes) group *= 2;
-  return {group, several, several / group};
+  const int warps = (dim + 32 * kItems - 1) / (32 * kItems), group = lanes_of(dim);
+  return warps > 1 ? NormShape{warps * 32, warps * 32, 1} : NormShape{group, several, several / group};
 }
 
 // Blocks of the backward: from shapes alone, hence so are the bits.
