@@ -13,13 +13,12 @@ from seq2exp.kernels import _extension
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 # The ops that each backend implements. `reference` implements all of them.
-IMPLEMENTED: dict[str, frozenset[str]] = {
-    "cpu": frozenset(
+IMPLEMENTED: dict[str, frozenset[str]] = dict.fromkeys(
+    ("cpu", "triton", "cuda"),
+    frozenset(
         {"add_norm", "beta_mask", "bimamba", "embed_bases", "pack_selected", "selective_scan", "unpack_selected"}
     ),
-    "triton": frozenset({"add_norm", "beta_mask", "bimamba", "pack_selected", "selective_scan", "unpack_selected"}),
-    "cuda": frozenset({"add_norm", "beta_mask", "bimamba", "pack_selected", "selective_scan", "unpack_selected"}),
-}
+)
 CAPABILITY = 8  # the oldest GPUs that the CUDA kernels are compiled for: Ampere
 
 # Facts of the process, gathered at import: torch.compile traces the callers.

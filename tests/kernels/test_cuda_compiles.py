@@ -40,8 +40,8 @@ def compile_source(source: Path, architecture: str, folder: Path) -> subprocess.
 
 
 def test_every_variant(tmp_path):
-    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "mask", "norm", "rows", "scan", "select"}
-    assert len(SOURCES) == 5 * 3 + 2
+    assert {p.stem.split("_")[0] for p in SOURCES} == {"conv", "embed", "mask", "norm", "rows", "scan", "select"}
+    assert len(SOURCES) == 6 * 3 + 2
     jobs = list(product(SOURCES, SETUP.CUDA_ARCHITECTURES))
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))) as pool:
         done = pool.map(lambda job: compile_source(*job, tmp_path), jobs)

@@ -41,7 +41,9 @@ def test_gradients_asked_for(asked, kept):
     check(emulated(FLOAT), problem((3, 29), 16, kept=kept, complement=True), asked=asked)
 
 
-@pytest.mark.parametrize("options", [dict(positions=False), dict(mask=False), dict(positions=False, mask=False)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(positions=False), dict(mask=False), dict(positions=False, mask=False)], ids=str
+)
 def test_absent_inputs(options):
     check(emulated(FLOAT), problem((3, 29), 16, **options))
 
@@ -84,7 +86,19 @@ def test_division():
     """The kernels divide by multiplying."""
     by = [1, 2, 3, 7, 200_000, 2**31 - 1, 2**31, 10**12 + 39]
     for d in by:
-        for n in {0, 1, d - 1, d, d + 1, 12_345 * d - 1, 12_345 * d, 2**40 + 17, 2**62, 2**62 // d * d, 2**62 // d * d - 1}:
+        for n in {
+            0,
+            1,
+            d - 1,
+            d,
+            d + 1,
+            12_345 * d - 1,
+            12_345 * d,
+            2**40 + 17,
+            2**62,
+            2**62 // d * d,
+            2**62 // d * d - 1,
+        }:
             assert emulated(FLOAT).quotient(n, d) == n // d, (n, d)
 
 
