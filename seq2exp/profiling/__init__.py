@@ -1,6 +1,6 @@
 """Memory and time of a training step, part by part, and the largest batch or window that fits into a budget."""
 
-from .isolate import OutOfMemory, is_out_of_memory
+from .isolate import OutOfMemory
 from .measure import StepCost, measure_step
 from .search import Search, largest_batch, search_batch, search_length, with_length
 from .step import StepSettings, TrainingStep
@@ -11,7 +11,6 @@ __all__ = [
     "StepCost",
     "StepSettings",
     "TrainingStep",
-    "is_out_of_memory",
     "largest_batch",
     "measure_step",
     "search_batch",

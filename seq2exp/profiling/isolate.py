@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from seq2exp.errors import UserError
+from seq2exp.errors import UserError, is_out_of_memory
 
 WATCH_SECONDS = 0.005
 MARGIN = 0.95  # share of the free memory that is used, so that the machine does not swap
@@ -64,15 +64,6 @@ def in_process(function: Callable[..., Any], *arguments: Any, limit: int | None 
     if isinstance(value, _Failure):
         raise RuntimeError(value)
     return Answer(value, resident)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a lack of memory, of the host or of a GPU."""
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(text in said for text in ("can't allocate memory", "not enough memory", "out of memory"))
-    )
 
 
 def free_memory(device: str) -> int:

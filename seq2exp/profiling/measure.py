@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -32,7 +31,8 @@ TIMED_SECONDS, TIMED_STEPS = 1.0, 20  # steps are timed until either is reached;
 BINS = 300  # of a curve: the smallest and the largest value of each
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True)
+class Curve:
     """Memory over the step: bytes at seconds from its start."""
 
     seconds: list[float]

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from seq2exp import Seq2ExpConfig, UserError
+from seq2exp.errors import is_out_of_memory
 from seq2exp.parts import part
-from seq2exp.profiling import OutOfMemory, StepSettings, is_out_of_memory, measure_step, search_batch, with_length
+from seq2exp.profiling import OutOfMemory, StepSettings, measure_step, search_batch, with_length
 from seq2exp.profiling.isolate import Answer, gigabytes, in_process, memory_size
-from seq2exp.profiling.measure import curve, kept_bytes
+from seq2exp.profiling.measure import Curve, curve, kept_bytes
 from seq2exp.profiling.record import (
     Allocations,
     Span,
@@ -50,7 +51,9 @@ def test_the_parts_make_up_the_step(preset, form, precision, monkeypatch):
     assert cost.resident > cost.resident_before > 50 * MB
     assert 0 < cost.selected_fraction < 1
     before_backward = [
-        bytes_ for second, bytes_ in zip(*cost.allocated_curve, strict=True) if second <= cost.spans[-2][1]
+        bytes_
+        for second, bytes_ in zip(cost.allocated_curve.seconds, cost.allocated_curve.bytes, strict=True)
+        if second <= cost.spans[-2][1]
     ]
     gradients = cost.fixed / 2  # AdamW keeps two numbers a weight, besides the weight
     assert before_backward[-1] == pytest.approx(
@@ -108,7 +111,7 @@ def test_the_resident_set_is_sampled_during_the_parts():
 def test_a_curve_is_stretched_part_by_part():
     trace = Trace([Span("data", 0, 10), Span("mask", 20, 30)], np.array([0, 5, 10, 25]), np.array([1, 2, 3, 4]))
     spans = [Span("data", 100, 200), Span("mask", 200, 300)]
-    assert curve(trace, spans) == ([0, 50e-9, 100e-9, 150e-9], [1, 2, 3, 4])
+    assert curve(trace, spans) == Curve([0, 50e-9, 100e-9, 150e-9], [1, 2, 3, 4])
 
 
 def test_a_memory_snapshot_of_a_gpu_is_read():
