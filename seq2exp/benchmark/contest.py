@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2exp.errors import UserError
+from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.model import Seq2ExpOutput
-from seq2exp.profiling.isolate import free_memory, gigabytes, is_out_of_memory
+from seq2exp.profiling.isolate import free_memory, gigabytes
 
 from .honesty import LIMIT, Honesty, measure_honesty
 from .setting import BenchSetting

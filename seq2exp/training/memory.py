@@ -9,12 +9,7 @@ from pathlib import Path
 
 import torch
 
-# The last is all that a compiled op says when an allocation in it fails.
-SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "API call failed")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS)
+from seq2exp.errors import is_out_of_memory
 
 
 def windows_that_fit(step: Callable[[int], None], device: torch.device) -> int | None:
