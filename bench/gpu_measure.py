@@ -1,8 +1,8 @@
-"""Measures scan, bidirectional layer and mask on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
+"""Measures scan, layer, mask and pack on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
 
-GATE is a JSON file, backend -> direction of the scan, "layer" or "mask" -> None or the reason why it gets no figure.
-PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a crash the
-same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
+GATE is a JSON file, backend -> direction of the scan, "layer", "mask" or "gather" -> None or the reason why it gets no
+figure. PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a
+crash the same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import gather_load
 import mask_load
 import torch
+from gather_load import GatherInputs, GatherLoad
 from gpu_jobs import append, read
 from layer_load import COMPOSED, Form, LayerInputs, LayerLoad, on_backend, published_form
 from mask_load import MaskInputs, MaskLoad
@@ -29,9 +31,9 @@ from workload import Inputs, Scan, Workload, backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CRASHES = 2  # that many, and an implementation is no longer tried
-Load = Workload | LayerLoad | MaskLoad
-Input = Inputs | LayerInputs | MaskInputs
-Run = Scan | Form | mask_load.Form
+Load = Workload | LayerLoad | MaskLoad | GatherLoad
+Input = Inputs | LayerInputs | MaskInputs | GatherInputs
+Run = Scan | Form | mask_load.Form | gather_load.Form
 Plan = list[tuple[Load, tuple[str, ...]]]
 
 
@@ -61,6 +63,7 @@ def plan() -> Plan:
         *layers("layer", (8, 200_000)),
         *layers("equivariant", (8, 200_000)),
         *((MaskLoad(kind, 8, 200_000), ("cuda", "triton", "composed")) for kind in mask_load.KINDS),
+        *((GatherLoad(0.1, 8, 200_000, dtype=x), ("cuda", "triton", "composed")) for x in ("bfloat16", "float32")),
         *both((1, 200_000), who=(*all_three, "reference")),
         *both((8, 200_000), who=all_three, dtype="float32"),
         *layers("mixer", (8, 200_704), direction="forward"),
@@ -96,6 +99,7 @@ def rehearsal_plan() -> Plan:
             )
         ),
         *((MaskLoad(kind, 2, 3_000), ("cpu", "composed")) for kind in mask_load.KINDS),
+        (GatherLoad(0.1, 2, 3_000, channels=16), ("cpu", "composed")),
     ]  # fmt: skip
 
 
@@ -250,6 +254,8 @@ def implementation(name: str, load: Load, peers: Peers) -> Run | str:
         return peers.layer if isinstance(load, LayerLoad) else peers.scan
     if isinstance(load, MaskLoad):
         return mask_load.composed if name == "composed" else mask_load.on_backend(name)
+    if isinstance(load, GatherLoad):
+        return gather_load.composed if name == "composed" else gather_load.on_backend(name)
     if isinstance(load, LayerLoad):
         return COMPOSED if name == "composed" else on_backend(name)
     return backend(name)

@@ -11,7 +11,7 @@ from typing import Any
 
 DIRECTIONS = ("forward", "backward")  # of the scan
 # files of tests
-TESTS = {"layer": ("test_bimamba", "test_add_norm"), "mask": ("test_beta_mask",)}
+TESTS = {"layer": ("test_bimamba", "test_add_norm"), "mask": ("test_beta_mask",), "gather": ("test_gather",)}
 GATES = (*DIRECTIONS, *TESTS)
 BACKWARD_OPERATIONS = 26  # fp32 operations a state element; 5.1 ms for both directions of a layer on an H200
 
@@ -60,11 +60,11 @@ def floor_ms(chip: Chip, direction: str, elements: int, traffic: int) -> float:
 
 
 def gate(records: list[dict], backends: tuple[str, ...]) -> dict[str, dict[str, str | None]]:
-    """backend -> direction of the scan, "layer" or "mask" -> None, or why it gets no figure.
+    """backend -> direction of the scan, "layer", "mask" or "gather" -> None, or why it gets no figure.
 
-    Every test that names the direction, or is in a file of the layer or the mask, and has run must have passed; one
-    that was collected and never ended counts as failed. The backward needs the forward's tests too. Skipped tests prove
-    nothing, so one at least must have passed.
+    Every test that names the direction, or is in a file of the layer, the mask or the pack, and has run must have
+    passed; one that was collected and never ended counts as failed. The backward needs the forward's tests too. Skipped
+    tests prove nothing, so one at least must have passed.
     """
     outcomes = {r["test"]: r for r in records if "test" in r}
     collected = {test for r in records for test in r.get("collected", ())}
@@ -204,6 +204,14 @@ def mask_targets(masks: list[dict], backend: str) -> list[dict]:
     return lines
 
 
+def pack_targets(packs: list[dict], backend: str) -> list[dict]:
+    """The pack's goal for 1.6 M bases of 128 channels, a tenth of them selected, forward and backward."""
+    figures = {c["case"]: c["figures"] for c in packs}
+    case = figures.get("pack_0.1_b8_l200000_d128_bfloat16", {})
+    mine, theirs = (case.get(who, {}).get("ms") for who in (backend, "composed"))
+    return [target(backend, "pack, times as fast as nonzero, index, product", ratio(theirs, mine), 2)]
+
+
 def baseline_target(baseline: dict | None) -> dict:
     """The composed form's parts alone take its time: nothing in it is hidden."""
     return target("composed", "sum of parts over the whole", baseline and baseline["parts_over_whole"], 0.9)
@@ -311,6 +319,7 @@ def final(result: dict, chip: Chip | None, ours: tuple[str, ...], other: str) ->
         f"cases{tiny} (ratio: {other} / ours; xfloor: ours / floor)": case_lines(result["cases"], chip, ours, other),
         f"layers{tiny} (B/base: saved for the backward)": layer_lines(result["layers"], ours),
         f"mask{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["masks"], ours, ("composed",)),
+        f"pack{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["packs"], ours, ("composed",)),
         "the published form on our scan, forward and backward": baseline_lines(result["baseline"]),
         "tuning": tuning_lines(result["tuning"]),
         "targets": target_lines(result["targets"]),

@@ -6,6 +6,8 @@ import importlib
 import sys
 
 import torch
+from gather_problems import moved, results
+from gather_problems import problem as pack_problem
 from layer_load import LayerLoad
 from mask_load import KINDS, MaskLoad
 from mask_load import on_backend as mask_on_backend
@@ -24,6 +26,7 @@ LAYERS = (
     (LayerLoad("layer", "both", 2, 700, d_model=32, dtype="bfloat16"), None),
     (LayerLoad("layer", "both", 1, 300, d_model=16), [0, 0, 1, 130, 300]),
 )
+PACKS = ((8, None), (3, 3_000), (8, 100))  # channels and capacity; the last overflows
 
 
 def main(backend: str) -> None:
@@ -47,7 +50,13 @@ def main(backend: str) -> None:
         load.call(mask_on_backend(backend), load.inputs(device))()
         if device == "cuda":
             torch.cuda.synchronize()
-    print(f"{len(PROBLEMS)} problems, {len(LAYERS)} layers and {len(KINDS)} masks, forward and backward")
+    gather = importlib.import_module(f"seq2exp.kernels.gather.{'native' if backend == 'cpu' else backend}")
+    for channels, capacity in PACKS:
+        results(gather, moved(pack_problem(2, 2_100, channels, torch.bfloat16), device=device), capacity)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    counts = f"{len(PROBLEMS)} problems, {len(LAYERS)} layers, {len(KINDS)} masks and {len(PACKS)} packs"
+    print(f"{counts}, forward and backward")
 
 
 if __name__ == "__main__":

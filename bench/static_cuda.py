@@ -22,8 +22,9 @@ from scan_trips import Problem
 from static_report import TORCH, TORCH_INSTRUCTIONS, Op, Variant
 
 ROOT = Path(__file__).resolve().parents[1]
-# of the scan, of the mixer's scan and of its convolutions, one a storage type; of the mask
-SOURCES = sorted(path for kind in ("scan_*", "conv_*", "mask") for path in (ROOT / "csrc").glob(f"*/cuda/{kind}.cu"))
+# of the scan, of the mixer's scan, of its convolutions and of the pack, one a storage type; of mask and selection
+KINDS = ("scan_*", "conv_*", "rows_*", "mask", "select")
+SOURCES = sorted(path for kind in KINDS for path in (ROOT / "csrc").glob(f"*/cuda/{kind}.cu"))
 TRIPS = {scan_trips.Problem: scan_trips, conv_trips.Problem: conv_trips, mask_trips.Problem: mask_trips}
 MARKED = "-DSEQ2EXP_MARKERS"
 
@@ -91,8 +92,7 @@ def _by_name(cubins: list[Path], read) -> dict:
 def variants(compiled: Compiled) -> list[Variant]:
     found = []
     for name, kernel in sorted(compiled.plain.items()):
-        trips = conv_trips if "_conv_" in name else mask_trips if "_mask_" in name else scan_trips
-        threads, dynamic = trips.block_shape(name)
+        threads, dynamic = block_shape(name)
         found.append(
             Variant(
                 "cuda", compiled.architecture, name, threads, local_accesses=kernel.local_accesses,
@@ -100,6 +100,17 @@ def variants(compiled: Compiled) -> list[Variant]:
             )
         )  # fmt: skip
     return found
+
+
+def block_shape(name: str) -> tuple[int, int]:
+    """Threads and bytes of dynamic shared memory of a block."""
+    if name.startswith(("select_", "pack_", "unpack_")):
+        constant, source = ("kScanThreads", "select.cu") if "_scan_" in name else ("kGatherThreads", "gather.h")
+        found = re.search(rf"{constant} = (\d+)", (ROOT / "csrc" / "gather" / "cuda" / source).read_text())
+        assert found
+        return int(found[1]), 0
+    trips = conv_trips if "_conv_" in name else mask_trips if "_mask_" in name else scan_trips
+    return trips.block_shape(name)
 
 
 def changed_by_marks(compiled: Compiled) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,13 +33,15 @@ from seq2exp.kernels.bimamba import triton as mixer
 from seq2exp.kernels.bimamba import triton_kernels as convolution_kernels
 from seq2exp.kernels.bimamba import triton_variants as mixer_variants
 from seq2exp.kernels.bimamba.direction import Direction, Taps
+from seq2exp.kernels.gather import triton as gather
+from seq2exp.kernels.gather import triton_kernels as gather_kernels
 from seq2exp.kernels.selective_scan import triton as scan
 from seq2exp.kernels.selective_scan import triton_kernels as scan_kernels
 from seq2exp.kernels.selective_scan import triton_variants as scan_variants
 
 KERNELS = [
     (module, name)
-    for module in (scan_kernels, convolution_kernels, mask_kernels)
+    for module in (scan_kernels, convolution_kernels, mask_kernels, gather_kernels)
     for name in vars(module)
     if name.endswith("_kernel")
 ]
@@ -199,7 +201,27 @@ def variants(architecture: int) -> list[Variant]:
         )  # fmt: skip
     started = [x for p in mask_trips.problems() for x in start(p, architecture)[0]]
     masks = [x.variant(architecture, chosen=("SAMPLE", "HARD")) for x in started]
-    return [*found, *{variant.kernel: variant for variant in masks}.values()]
+    return [*found, *{variant.kernel: variant for variant in masks}.values(), *gather_variants(architecture)]
+
+
+def gather_variants(architecture: int) -> list[Variant]:
+    """Selection with a capacity; 128 channels in each storage type, with a mask and without."""
+    mask, total = weight(8, 200_000), 160_000
+    with compiling(architecture) as started:
+        indices, _ = gather.select(mask, total)
+        for dtype in ("float32", "bfloat16", "float16"):
+            x = torch.empty(*mask.shape, 128, dtype=getattr(torch, dtype), device="meta")
+            gather.pack_backward(gather.pack_forward(x, mask, indices), x, mask, indices)
+            gather.unpack_backward(gather.unpack_forward(x[0, :total], indices, tuple(mask.shape)), indices)
+    return [gather_variant(x, architecture) for x in started]
+
+
+def gather_variant(x: Started, architecture: int) -> Variant:
+    kind = ""
+    if "values" in x.arguments:
+        dtype = str(x.arguments["values"].dtype).removeprefix("torch.")
+        kind = f"[{dtype}, no mask]" if x.arguments["mask"] is None else f"[{dtype}]"
+    return replace(x.variant(architecture, chosen=()), kernel=x.name + kind)
 
 
 def disassembled(compiled: CompiledKernel, architecture: int) -> tuple[sass.Kernel, dict[str, int]]:

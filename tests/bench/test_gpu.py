@@ -64,7 +64,7 @@ def test_measuring_and_tuning_on_a_bare_python(bare, tmp_path):
         pytest.skip(_extension.load())
     gate, journal = tmp_path / "gate.json", tmp_path / "measure.jsonl"
     gate.write_text(
-        json.dumps({"cpu": {"forward": None, "backward": "2 of 3 backward tests failed", "layer": None, "mask": None}})
+        json.dumps({"cpu": {"backward": "2 of 3 backward tests failed"}})
     )
     program = f"""
 import importlib.util, json, sys
@@ -85,6 +85,8 @@ print(json.dumps(gpu_facts.facts()))
     found = [r for r in records if "figures" in r]
     cases = [r for r in found if "direction" in r["load"] and "shape" not in r["load"]]
     check_masks([r for r in found if "kind" in r["load"]])
+    (pack,) = (r["figures"] for r in found if "share" in r["load"])
+    assert 0 < pack["cpu"]["error_rms"] < 1e-2 and pack["cpu"]["ms"] > 0 < pack["composed"]["ms"]
     assert len(cases) == 8 and any("copy_gb_per_s" in r for r in records)
     check_layers([r for r in found if "shape" in r["load"]], next(r for r in records if "baseline" in r))
     for case in cases:
@@ -165,14 +167,16 @@ def test_gate_follows_the_tests():
         {**outcome("", "failed"), "test": "tests/test_add_norm_gpu.py::test_backward[triton-1]"},
         {**outcome("", "passed"), "test": "tests/test_beta_mask_gpu.py::test_options[cuda-soft]"},
         {**outcome("", "failed"), "test": "tests/test_beta_mask_gpu.py::test_backward[triton-soft]"},
+        {**outcome("", "passed"), "test": "tests/test_gather_gpu.py::test_overflow[cuda]"},
     ]
     gate = report.gate(records, ("cuda", "triton", "cpu"))
-    assert gate["cuda"] == {"forward": None, "backward": "1 of 1 backward tests failed", "layer": None, "mask": None}
+    proven = dict.fromkeys(("forward", "layer", "mask", "gather"))
+    assert gate["cuda"] == {**proven, "backward": "1 of 1 backward tests failed"}
     assert gate["triton"] == {
         **dict.fromkeys(("forward", "backward"), "1 of 1 forward tests failed"), "layer": "1 of 1 layer tests failed",
-        "mask": "1 of 1 mask tests failed",
+        "mask": "1 of 1 mask tests failed", "gather": "no gather test ran: none was found",
     }  # fmt: skip
-    none = {what: f"no {what} test ran: none was found" for what in ("layer", "mask")}
+    none = {what: f"no {what} test ran: none was found" for what in ("layer", "mask", "gather")}
     assert gate["cpu"] == {"forward": None, "backward": None, **none}
     hung = [{"collected": ["t.py::test_forward[cpu-9]"]}, *records]
     assert report.gate(hung, ("cpu",))["cpu"]["forward"] == "1 of 2 forward tests failed"
@@ -271,6 +275,18 @@ def test_mask_targets_and_table():
     assert {t["met"] for t in report.mask_targets(masks, "triton")} == {None}
     lines = report.layer_lines(masks, ("cuda",), ("composed",))
     assert "mask_soft_b8_l200000_fp32" in lines[1] and "15.00" in lines[1] and len(lines) == 4
+
+
+def test_pack_targets_and_table():
+    from gather_load import GatherLoad
+
+    load = GatherLoad(0.1, 8, 200_000)
+    figures = {name: {"ms": ms, "gb_per_s": 1.0, "peak_mb": 9.0} for name, ms in (("cuda", 0.5), ("composed", 2.0))}
+    packs = [{"case": load.name, "load": vars(load), "elements": load.elements, "figures": figures}]
+    (found,) = report.pack_targets(packs, "cuda")
+    assert (found["figure"], found["met"]) == (4.0, True)
+    assert report.pack_targets(packs, "triton")[0]["met"] is None
+    assert "4.00" in report.layer_lines(packs, ("cuda",), ("composed",))[1]
 
 
 def test_baseline_of_the_layer():
