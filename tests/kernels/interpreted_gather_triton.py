@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from gather_problems import CHANNELS, DTYPES, SHARES, check, check_overflow, problem, results, spread, strided
+from gather_problems import DTYPES, SHARES, check, check_overflow, problem, results, spread, strided
 from triton_interpreter import backwards, races
 
 from seq2exp.kernels import pack_selected, set_backend, unpack_selected
@@ -26,19 +26,16 @@ def poisoned() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_dtypes(dtypes):
-    check(module, problem(3, 65, 20, *dtypes))
-    check(module, problem(3, 65, 20, *dtypes), capacity=150)
+    check(module, problem(3, 35, 20, *dtypes), capacity=100)
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("length", [1, 130, 2049])
+@pytest.mark.parametrize("length", [1, 2049])
 def test_lengths(length, share):
-    p = problem(3, length, 5, share=share)
-    check(module, p)
-    check(module, p, capacity=3 * length)
+    check(module, problem(2, length, 5, share=share))
 
 
-@pytest.mark.parametrize("channels", [*CHANNELS, 1100])
+@pytest.mark.parametrize("channels", [1, 3, 31, 128, 1100])
 def test_channels(channels):
     check(module, problem(2, 33, channels))
 
