@@ -1,7 +1,8 @@
-"""An importable tree without installing: FOLDER/seq2exp holds the ops, the backbone and the extension, nothing else.
+"""An importable tree without installing: FOLDER/seq2exp holds the ops, the models and the extension, nothing else.
 
 `python bench/gpu_build.py FOLDER ARCHITECTURE` compiles the extension into it, for one architecture of GPU (80, 90).
-The ops need only torch; the models, the data tools and the command line need packages that a bare machine lacks.
+All of it needs only torch: what checks configurations and writes models stands aside (`standins`). The data tools and
+the command line need packages that a bare machine lacks.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINES = ("baselines/published_layer.py", "baselines/published_mask.py")
+STANDINS = ROOT / "bench" / "standins"
+MODEL = ("backbone", "config", "embedding", "errors", "loss", "model", "parts", "strands")
+COMPARED = ("baselines/published", "baselines/published_layer", "baselines/published_mask", "benchmark/step")
 LINKED = {
     "kernels": ROOT / "kernels",
-    **{name: ROOT / "seq2exp" / name for name in ("backbone.py", "errors.py", *BASELINES)},
+    **{f"{name}.py": ROOT / "seq2exp" / f"{name}.py" for name in (*MODEL, *COMPARED)},
+    "pretrained.py": STANDINS / "pretrained.py",
 }
 
 
@@ -26,12 +30,19 @@ def make_tree(folder: Path) -> Path:
     """FOLDER for PYTHONPATH. A package, not a namespace, so that it hides an installed seq2exp."""
     package = folder / "seq2exp"
     package.mkdir(parents=True, exist_ok=True)
-    (package / "__init__.py").write_text('"""The ops and the backbone of seq2exp, for a machine with torch only."""\n')
-    for name, target in LINKED.items():
-        (package / name).parent.mkdir(exist_ok=True)
-        (package / name).unlink(missing_ok=True)
-        (package / name).symlink_to(target)
+    (package / "__init__.py").write_text('"""The ops and models of seq2exp, for a machine with torch only."""\n')
+    links = {package / name: target for name, target in LINKED.items()}
+    if not has_pydantic():
+        links[folder / "pydantic.py"] = STANDINS / "pydantic.py"
+    for link, target in links.items():
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
     return folder
+
+
+def has_pydantic() -> bool:
+    return importlib.util.find_spec("pydantic") is not None
 
 
 def extension(folder: Path) -> Path:

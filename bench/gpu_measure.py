@@ -1,4 +1,4 @@
-"""Measures scan, layer, mask and pack on the GPU: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
+"""Measures on the GPU, from the scan to a training step: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
 
 GATE is a JSON file, backend -> direction of the scan, "layer", "mask" or "gather" -> None or the reason why it gets no
 figure. PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a
@@ -21,19 +21,21 @@ from typing import NamedTuple
 
 import gather_load
 import mask_load
+import step_load
 import torch
 from gather_load import GatherInputs, GatherLoad
 from gpu_jobs import append, read
 from layer_load import COMPOSED, Form, LayerInputs, LayerLoad, on_backend, published_form
 from mask_load import MaskInputs, MaskLoad
 from published_layer import fast_mamba
+from step_load import StepInputs, StepLoad
 from workload import Inputs, Scan, Workload, backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CRASHES = 2  # that many, and an implementation is no longer tried
-Load = Workload | LayerLoad | MaskLoad | GatherLoad
-Input = Inputs | LayerInputs | MaskInputs | GatherInputs
-Run = Scan | Form | mask_load.Form | gather_load.Form
+Load = Workload | LayerLoad | MaskLoad | GatherLoad | StepLoad
+Input = Inputs | LayerInputs | MaskInputs | GatherInputs | StepInputs
+Run = Scan | Form | mask_load.Form | gather_load.Form | step_load.StepForm
 Plan = list[tuple[Load, tuple[str, ...]]]
 
 
@@ -64,6 +66,9 @@ def plan() -> Plan:
         *layers("equivariant", (8, 200_000)),
         *((MaskLoad(kind, 8, 200_000), ("cuda", "triton", "composed")) for kind in mask_load.KINDS),
         *((GatherLoad(0.1, 8, 200_000, dtype=x), ("cuda", "triton", "composed")) for x in ("bfloat16", "float32")),
+        (StepLoad("soft", 8, 200_000), everybody),
+        (StepLoad("soft", 32, 200_000), ours),
+        (StepLoad("hard", 8, 200_000), everybody),
         *both((1, 200_000), who=(*all_three, "reference")),
         *both((8, 200_000), who=all_three, dtype="float32"),
         *layers("mixer", (8, 200_704), direction="forward"),
@@ -100,6 +105,7 @@ def rehearsal_plan() -> Plan:
         ),
         *((MaskLoad(kind, 2, 3_000), ("cpu", "composed")) for kind in mask_load.KINDS),
         (GatherLoad(0.1, 2, 3_000, channels=16), ("cpu", "composed")),
+        *((StepLoad(mode, 2, 300, 16, 1), ("cpu", "composed", "mamba")) for mode in ("soft", "hard")),
     ]  # fmt: skip
 
 
@@ -250,6 +256,11 @@ def crashes(records: list[dict]) -> dict[str, set[str]]:
 
 def implementation(name: str, load: Load, peers: Peers) -> Run | str:
     """What runs under that name, or why nothing does."""
+    if isinstance(load, StepLoad):
+        if name == "mamba" and isinstance(peers.layer, str):
+            return peers.layer
+        forms = {"mamba": "mamba_ssm", "composed": "ours"}
+        return step_load.published(forms[name]) if name in forms else step_load.on_backend(name)
     if name == "mamba":
         return peers.layer if isinstance(load, LayerLoad) else peers.scan
     if isinstance(load, MaskLoad):

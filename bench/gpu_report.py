@@ -212,6 +212,24 @@ def pack_targets(packs: list[dict], backend: str) -> list[dict]:
     return [target(backend, "pack, times as fast as nonzero, index, product", ratio(theirs, mine), 2)]
 
 
+def step_targets(steps: list[dict], backend: str) -> list[dict]:
+    """The goals of the soft training step at L = 200,000, d 128, 4 + 4 layers, bf16."""
+    figures = {c["load"]["batch"]: c["figures"] for c in steps if c["load"]["mode"] == "soft"}
+
+    def figure(what: str, batch: int, who: str = backend) -> float | None:
+        return figures.get(batch, {}).get(who, {}).get(what)
+
+    lines = [
+        target(
+            backend, "step, times as fast as the published form", ratio(figure("ms", 8, "mamba"), figure("ms", 8)), 3
+        )
+    ]
+    for batch, goal in ((8, 10), (32, 80)):
+        peak = figure("peak_mb", batch)
+        lines.append(target(backend, f"step, GB at batch {batch}", peak and peak / 1e3, goal, least=False))
+    return lines
+
+
 def baseline_target(baseline: dict | None) -> dict:
     """The composed form's parts alone take its time: nothing in it is hidden."""
     return target("composed", "sum of parts over the whole", baseline and baseline["parts_over_whole"], 0.9)
@@ -320,6 +338,7 @@ def final(result: dict, chip: Chip | None, ours: tuple[str, ...], other: str) ->
         f"layers{tiny} (B/base: saved for the backward)": layer_lines(result["layers"], ours),
         f"mask{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["masks"], ours, ("composed",)),
         f"pack{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["packs"], ours, ("composed",)),
+        f"training steps{tiny} (GB/s: of the residual stream alone)": layer_lines(result["training_steps"], ours),
         "the published form on our scan, forward and backward": baseline_lines(result["baseline"]),
         "tuning": tuning_lines(result["tuning"]),
         "targets": target_lines(result["targets"]),

@@ -16,6 +16,7 @@ import beta_mask  # noqa: F401
 import gather  # noqa: F401
 import layer  # noqa: F401
 import scan  # noqa: F401
+import training_step  # noqa: F401
 from harness import REGISTRY, Benchmark, Result, measure
 from rich.console import Console
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from seq2exp.baselines.published import SCANS, PublishedForm
 from seq2exp.config import Seq2ExpConfig, first_problem
@@ -15,21 +14,14 @@ from seq2exp.errors import UserError
 from seq2exp.inference.windows import resolve_device
 from seq2exp.model import Seq2Exp
 
+from .step import Batch
+
 MODES: dict[str, dict[str, Any]] = {"soft": {}, "hard": {"task_gradient": False}}  # as published: no task gradient
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {"length": 200_000, "batch": 8, "precision": "bf16"},
-    "cpu": {"length": 20_000, "batch": 1, "precision": "fp32"},
+    "cpu": {"length": 10_000, "batch": 1, "precision": "fp32"},
 }
 SEED = 2
-
-
-class Batch(NamedTuple):
-    """sequence (batch, L) uint8, signals (batch, L, 3), gene_features (batch, 9), target (batch,)."""
-
-    sequence: Tensor
-    signals: Tensor
-    gene_features: Tensor
-    target: Tensor
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seq2exp.inference.windows import autocast
 from seq2exp.loss import seq2exp_loss
 from seq2exp.model import Seq2Exp, Seq2ExpOutput
 
-from .setting import Batch
-
 CLIP = 1.0
+
+
+class Batch(NamedTuple):
+    """sequence (batch, L) uint8, signals (batch, L, 3), gene_features (batch, 9), target (batch,)."""
+
+    sequence: Tensor
+    signals: Tensor
+    gene_features: Tensor
+    target: Tensor
 
 
 class Step:
@@ -69,7 +75,7 @@ class Step:
         return out
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.device, self.precision)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _outputs(self, batch: Batch) -> Seq2ExpOutput:
         return self.model(batch.sequence, batch.signals, batch.gene_features, seed=0)

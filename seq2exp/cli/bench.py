@@ -12,7 +12,7 @@ from .common import Device, echo
 
 def bench(
     length: Annotated[
-        int | None, typer.Option(min=1, help="bases of a window; default: 200,000 on a GPU, 20,000 on the CPU")
+        int | None, typer.Option(min=1, help="bases of a window; default: 200,000 on a GPU, 10,000 on the CPU")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="windows; default: 8 on a GPU, 1 on the CPU")] = None,
     d_model: Annotated[int, typer.Option(min=1, help="channels")] = 128,

@@ -11,6 +11,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+import gpu_build
 import gpu_report as report
 import pytest
 from gpu_build import extension, make_tree
@@ -30,7 +31,9 @@ BARE = (
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     """The importable tree with the extension of this installation, if there is one."""
-    folder = make_tree(tmp_path_factory.mktemp("gpu") / "tree")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gpu_build, "has_pydantic", lambda: False)
+        folder = make_tree(tmp_path_factory.mktemp("gpu") / "tree")
     if _extension.load() is None:
         extension(folder).symlink_to(str(files("seq2exp") / "_C.so"))
     return folder
@@ -63,15 +66,13 @@ def test_measuring_and_tuning_on_a_bare_python(bare, tmp_path):
     if _extension.load():
         pytest.skip(_extension.load())
     gate, journal = tmp_path / "gate.json", tmp_path / "measure.jsonl"
-    gate.write_text(
-        json.dumps({"cpu": {"backward": "2 of 3 backward tests failed"}})
-    )
+    gate.write_text(json.dumps({"cpu": {"backward": "2 of 3 backward tests failed"}}))
     program = f"""
 import importlib.util, json, sys
 from pathlib import Path
 import gpu_measure, gpu_tune, gpu_facts, seq2exp
 assert Path(seq2exp.__file__).parent.parent.name == "tree", seq2exp.__file__
-assert not any(importlib.util.find_spec(name) for name in ("pydantic", "rich", "zarr", "safetensors"))
+assert not any(importlib.util.find_spec(name) for name in ("pydantic_core", "rich", "zarr", "safetensors"))
 gate = json.loads(Path({str(gate)!r}).read_text())
 gpu_measure.run(Path({str(journal)!r}), gate, 60, gpu_measure.load_peers(Path("/nowhere")))
 gpu_tune.main(Path({str(journal)!r}), gate, float("inf"))
@@ -87,6 +88,7 @@ print(json.dumps(gpu_facts.facts()))
     check_masks([r for r in found if "kind" in r["load"]])
     (pack,) = (r["figures"] for r in found if "share" in r["load"])
     assert 0 < pack["cpu"]["error_rms"] < 1e-2 and pack["cpu"]["ms"] > 0 < pack["composed"]["ms"]
+    check_steps([r for r in found if "mode" in r["load"]])
     assert len(cases) == 8 and any("copy_gb_per_s" in r for r in records)
     check_layers([r for r in found if "shape" in r["load"]], next(r for r in records if "baseline" in r))
     for case in cases:
@@ -109,6 +111,16 @@ def check_masks(masks: list[dict]) -> None:
         assert ours["ms_min"] <= ours["ms"] <= ours["ms_max"] and other["ms"] > 0
         if case["load"]["kind"] != "top":
             assert ours["hooks_bytes_per_base"] <= 24 < other["hooks_bytes_per_base"]
+
+
+def check_steps(steps: list[dict]) -> None:
+    assert [r["load"]["mode"] for r in steps] == ["soft", "hard"]
+    for case in steps:
+        ours, other = case["figures"]["cpu"], case["figures"]["composed"]
+        for figure in (ours, other):
+            assert 0 < figure["error_rms"] <= 0.15 and figure["ms"] > 0
+        assert ours["hooks_bytes_per_base"] < other["hooks_bytes_per_base"] / 5
+        assert case["figures"]["mamba"]["withheld"].startswith("not measured: mamba-ssm cannot be imported")
 
 
 def check_layers(layers: list[dict], baseline: dict) -> None:
@@ -287,6 +299,23 @@ def test_pack_targets_and_table():
     assert (found["figure"], found["met"]) == (4.0, True)
     assert report.pack_targets(packs, "triton")[0]["met"] is None
     assert "4.00" in report.layer_lines(packs, ("cuda",), ("composed",))[1]
+
+
+def test_step_targets():
+    from step_load import StepLoad
+
+    def measured(mode: str, batch: int, **figures: dict) -> dict:
+        return {"case": "step", "load": vars(StepLoad(mode, batch, 200_000)), "figures": figures}
+
+    steps = [
+        measured("soft", 8, cuda={"ms": 500.0, "peak_mb": 9_500.0}, mamba={"ms": 1_600.0, "peak_mb": 6e4}),
+        measured("soft", 32, cuda={"ms": 2_000.0, "peak_mb": 81_000.0}, triton={"error": "AssertionError: off"}),
+        measured("hard", 8, cuda={"ms": 1.0, "peak_mb": 1.0}),
+    ]
+    assert [(t["figure"], t["met"]) for t in report.step_targets(steps, "cuda")] == [
+        (3.2, True), (9.5, True), (81.0, False),
+    ]  # fmt: skip
+    assert [t["met"] for t in report.step_targets(steps, "triton")] == [None, None, None]
 
 
 def test_baseline_of_the_layer():

@@ -200,7 +200,12 @@ def test_memory_that_is_not_there(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError()]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
 )
 def test_memory_that_runs_out(monkeypatch, error):
     def fails(*_: object) -> None:
