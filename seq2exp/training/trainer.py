@@ -105,6 +105,10 @@ class Trainer:
         try:
             return self._fit()
         except (RuntimeError, MemoryError) as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise UserError(
+                    f"compile: true does not work here, set it to false: {str(error).splitlines()[0]}"
+                ) from error
             if not is_out_of_memory(error):
                 raise
         raise UserError(self._out_of_memory())  # here, where the failed step holds no memory any more
@@ -289,7 +293,8 @@ class Trainer:
 
     def _out_of_memory(self) -> str:
         """One sentence, from the memory that one and two windows take without the other ranks."""
-        model = self._new_model() if self.sharded else self.model
+        # Gradients of a model that is spread over ranks would wait for the others.
+        model = self.model if self.ranks.world == 1 else self._new_model()
 
         def step(windows: int) -> None:
             model.zero_grad(set_to_none=True)

@@ -55,6 +55,8 @@ WRONG = [
     ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas.1: input should be less than 1"),
     ({"optimizer": {"clip": float("nan")}}, "optimizer.clip: input should be"),
     ({"steps": "many"}, "steps: input should be a valid integer"),
+    ({"parallel": "tensor"}, "parallel: input should be 'ddp' or 'fsdp', got 'tensor'"),
+    ({"data": {"store": "x", "accumulate": 0}}, "data.accumulate: input should be greater than or equal to 1, got 0"),
     ({"precision": "fp8"}, "precision: input should be 'fp32' or 'bf16', got 'fp8'"),
     ({"data": {"store": "x", "rc_augmentation": 1.5}}, "data.rc_augmentation: input should be less than or equal to 1"),
     ({"model": {"preset": "mushy"}}, "model.preset 'mushy' is unknown: one of soft, hard, top_fraction, discovery"),
