@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from seq2exp.errors import is_out_of_memory
+
+PROCESS = Path("/proc/self")
 
 
 def windows_that_fit(step: Callable[[int], None], device: torch.device) -> int | None:
@@ -23,7 +25,7 @@ def windows_that_fit(step: Callable[[int], None], device: torch.device) -> int |
         one = peak_bytes(lambda: step(1), device)
         fits = 1
         two = peak_bytes(lambda: step(2), device)
-    except OSError:  # no /proc
+    except OSError:  # not Linux
         return None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -49,16 +51,17 @@ def free_bytes(device: torch.device) -> int:
     """What this process can still allocate."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    available = _proc("/proc/meminfo", "MemAvailable")
-    return (
-        available if limit == resource.RLIM_INFINITY else min(available, limit - _proc("/proc/self/status", "VmSize"))
-    )
+    available: int = psutil.virtual_memory().available
+    process = psutil.Process()
+    if psutil.LINUX and (limit := process.rlimit(psutil.RLIMIT_AS)[0]) != psutil.RLIM_INFINITY:
+        available = min(available, limit - process.memory_info().vms)
+    return available
 
 
 def held_bytes(device: torch.device) -> int:
     """What this process has allocated."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _proc("/proc/self/status", "VmRSS")
+    held: int = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return held
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
@@ -67,12 +70,7 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+    (PROCESS / "clear_refs").write_text("5")  # the high-water mark becomes what is resident now
     work()
-    return _proc("/proc/self/status", "VmHWM")
-
-
-def _proc(path: str, name: str) -> int:
-    """A field of a file of /proc, in bytes."""
-    fields = dict(line.split(":", 1) for line in Path(path).read_text().splitlines())
-    return 1024 * int(fields[name].split()[0])
+    status = dict(line.split(":", 1) for line in (PROCESS / "status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])

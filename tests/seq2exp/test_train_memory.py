@@ -100,11 +100,8 @@ def test_not_even_two_windows_fit(fits: int):
     assert memory.windows_that_fit(step, CPU) == fits
 
 
-def test_nothing_is_said_of_memory_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
-    def absent(*_: Any) -> int:
-        raise FileNotFoundError("/proc/meminfo")
-
-    monkeypatch.setattr(memory, "_proc", absent)
+def test_nothing_is_said_of_memory_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "absent")
     assert memory.windows_that_fit(lambda windows: None, CPU) is None
 
 

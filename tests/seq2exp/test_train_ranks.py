@@ -183,8 +183,9 @@ def test_every_rank_evaluates_equally_many(items: int):
 @pytest.mark.slow
 def test_no_compiler_is_said(tiny_store: Path, tmp_path: Path):
     (tmp_path / "train.yaml").write_text(json.dumps(_settings(tiny_store, compile=True)))
+    command = [sys.executable, "-m", "seq2exp", "train", tmp_path / "train.yaml", "--out", tmp_path / "run"]
     done = subprocess.run(
-        [sys.executable, "-m", "seq2exp", "train", tmp_path / "train.yaml", "--out", tmp_path / "run", "--device", "cpu"],
+        [*command, "--device", "cpu"],
         capture_output=True, text=True, env=os.environ | {"CXX": "/nonexistent/g++"},
     )  # fmt: skip
     said = done.stderr.splitlines()[-1]
