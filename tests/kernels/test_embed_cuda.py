@@ -23,7 +23,7 @@ def test_channels(channels, kept):
     check(emulated(FLOAT), problem((2, 21), channels, kept=kept, padding=3 if kept else 0))
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", [x for x in DTYPES if x[0] != HALF], ids=str)
 @pytest.mark.parametrize("channels", [24, 77])
 def test_dtypes(dtypes, channels):
     check(emulated(dtypes[0]), problem((2, 21), channels, *dtypes))

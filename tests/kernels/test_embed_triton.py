@@ -24,7 +24,6 @@ from seq2exp.kernels.embed import triton_kernels as kernels  # noqa: E402
 INTERPRETED = Path(__file__).with_name("interpreted_embed_triton.py")
 COMPILED = [
     dict(d=128),
-    dict(d=128, dtype=BFLOAT, signal_dtype=HALF, positions=False),
     dict(d=128, dtype=BFLOAT, signal_dtype=HALF, kept=0.5),
     dict(d=129, dtype=HALF, tracks=12, complement=True),
     dict(d=600, tracks=0, mask=False, positions=False),

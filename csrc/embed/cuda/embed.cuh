@@ -9,8 +9,6 @@
 namespace seq2exp {
 namespace {
 
-enum Mark { kMarkTile = 1, kMarkTrack, kMarkLine, kMarkPositions, kMarkSignals, kMarkTotal, kMarkUnit, kMarkSlots };
-
 struct __align__(16) Line {
   int64_t row;            // of data, or -1
   int64_t place;          // of the base, or -1 where there is none
@@ -75,7 +73,6 @@ __device__ __forceinline__ void values(const GpuEmbed& a, const Tile& tile, int 
     const Line& line = tile.lines[first + r * step];
     load_row(a.table + int64_t(line.code) * a.dim + c.begin, c, x[r]);
     if (a.positions) {
-      S2E_MARK_BRANCH(kMarkPositions);
       float position[kItems];
       load_row(line.position + c.begin, c, position);
 #pragma unroll
@@ -84,7 +81,6 @@ __device__ __forceinline__ void values(const GpuEmbed& a, const Tile& tile, int 
   }
 #pragma unroll 1
   for (int track = 0; track < a.tracks; ++track) {
-    S2E_MARK(kMarkTrack);
     float weight[kItems];
     load_row(a.weight + int64_t(track) * a.dim + c.begin, c, weight);
 #pragma unroll
@@ -110,7 +106,6 @@ __global__ void __launch_bounds__(kEmbedThreads, kVectors ? 3 : 1) embed_fwd_ker
   __syncthreads();
 #pragma unroll 1
   for (int step = 0; step < group; step += kForwardRows) {
-    S2E_MARK(kMarkLine);
     const int first = step * slots + c.slot;
     float x[kForwardRows][kItems];
     values(a, tile, first, slots, c, x);
@@ -128,7 +123,6 @@ __global__ void __launch_bounds__(kEmbedThreads, kVectors ? 3 : 1) embed_fwd_ker
 // The sum over the lanes of a group, which are those of `lanes`; in all of them.
 __device__ __forceinline__ float group_total(float x, int group, unsigned lanes) {
   for (int step = group / 2; step > 0; step /= 2) {
-    S2E_MARK(kMarkTotal);
     x += __shfl_xor_sync(lanes, x, step);
   }
   return x;
@@ -158,7 +152,6 @@ __device__ __forceinline__ void place_gradients(const GpuEmbed& a, const Tile& t
   if (!a.dsignals) return;
 #pragma unroll 1
   for (int track = 0; track < a.tracks; ++track) {
-    S2E_MARK(kMarkSignals);
     float weight[kItems];
     load_row(a.weight + int64_t(track) * a.dim + c.begin, c, weight);
     const float total = group_total(dot(g, weight), group, lanes);
@@ -184,7 +177,6 @@ __global__ void __launch_bounds__(kEmbedThreads, kVectors ? 2 : 1)
   int row_of_unit = 0;
 #pragma unroll 1
   for (int begin = 0; begin < steps; begin += group) {
-    S2E_MARK(kMarkTile);
     {
       const int step = begin + static_cast<int>(threadIdx.x) / slots, turn = step / of_unit;
       const int64_t u = first + int64_t(turn) * slots + threadIdx.x % slots;
@@ -199,7 +191,6 @@ __global__ void __launch_bounds__(kEmbedThreads, kVectors ? 2 : 1)
     }
 #pragma unroll 1
     for (int step = 0; step < min(group, steps - begin); ++step) {
-      S2E_MARK(kMarkLine);
       const int at = step * slots + c.slot;
       const Line& line = tile.lines[at];
       if (line.place >= 0) {
@@ -219,7 +210,6 @@ __global__ void __launch_bounds__(kEmbedThreads, kVectors ? 2 : 1)
       if (++row_of_unit < of_unit) continue;
       row_of_unit = 0;
       if (a.dpositions && chunk == 0 && unit < a.units) {
-        S2E_MARK_BRANCH(kMarkUnit);
         store_row(a.dpositions + unit * a.dim + c.begin, c, dposition);
       }
       unit += slots;
@@ -242,7 +232,6 @@ __global__ void __launch_bounds__(kEmbedThreads, kVectors ? 2 : 1)
       float sum = 0.f;
 #pragma unroll 1
       for (int i = 0; i < slots; ++i) {
-        S2E_MARK(kMarkSlots);
         sum += slot_sums[i * group * kItems + channel];
       }
       a.sums[(part * features + feature) * a.dim + c.begin + channel] = sum;
