@@ -18,8 +18,8 @@ slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
 # No figure for a kernel that fails its tests.
-BENCHED := selective_scan selective_scan_native add_norm gather beta_mask beta_mask_native beta_mask_sampling \
-  bimamba bimamba_native bimamba_op bimamba_block
+BENCHED := selective_scan selective_scan_native add_norm embed gather beta_mask beta_mask_native \
+  beta_mask_sampling bimamba bimamba_native bimamba_op bimamba_block
 bench: $(VENV)/.installed-test
 	$(BIN)/pytest -q -m "not slow and not gpu" $(BENCHED:%=tests/kernels/test_%.py)
 	$(BIN)/python bench/run.py

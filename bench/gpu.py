@@ -122,6 +122,7 @@ def steps(run: Run) -> int:
         "layers": [r for r in measured if "figures" in r and "shape" in r["load"]],
         "masks": [r for r in measured if "figures" in r and "kind" in r["load"]],
         "packs": [r for r in measured if "figures" in r and "share" in r["load"]],
+        "inputs": [r for r in measured if "figures" in r and "kept" in r["load"]],
         "training_steps": [r for r in measured if "figures" in r and "mode" in r["load"]],
         "baseline": next((r for r in measured if "baseline" in r), None), "tuning": tuned,
     }  # fmt: skip
@@ -261,7 +262,7 @@ def finish(run: Run, result: dict) -> int:
         for line in (
             *report.targets(result["cases"], chip, name), *report.layer_targets(result["layers"], name),
             *report.mask_targets(result["masks"], name), *report.pack_targets(result["packs"], name),
-            *report.step_targets(result["training_steps"], name),
+            *report.step_targets(result["training_steps"], name), *report.input_targets(result["inputs"], name),
         )
     ] + [report.baseline_target(result["baseline"] if gpu else None)]  # fmt: skip
     result["steps"], result["seconds"] = run.steps, round(run.seconds())

@@ -1,8 +1,8 @@
 """Measures on the GPU, from the scan to a training step: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
 
-GATE is a JSON file, backend -> direction of the scan, "layer", "mask" or "gather" -> None or the reason why it gets no
-figure. PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after a
-crash the same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
+GATE is a JSON file, backend -> direction of the scan, "layer", "mask", "gather" or "embed" -> None or the reason why it
+gets no figure. PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after
+a crash the same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
+import embed_load
 import gather_load
 import mask_load
 import step_load
 import torch
+from embed_load import EmbedInputs, EmbedLoad
 from gather_load import GatherInputs, GatherLoad
 from gpu_jobs import append, read
 from layer_load import COMPOSED, Form, LayerInputs, LayerLoad, on_backend, published_form
@@ -33,9 +36,10 @@ from workload import Inputs, Scan, Workload, backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CRASHES = 2  # that many, and an implementation is no longer tried
-Load = Workload | LayerLoad | MaskLoad | GatherLoad | StepLoad
-Input = Inputs | LayerInputs | MaskInputs | GatherInputs | StepInputs
-Run = Scan | Form | mask_load.Form | gather_load.Form | step_load.StepForm
+Load = Workload | LayerLoad | MaskLoad | GatherLoad | EmbedLoad | StepLoad
+Input = Inputs | LayerInputs | MaskInputs | GatherInputs | EmbedInputs | StepInputs
+Run = Scan | Form | mask_load.Form | gather_load.Form | embed_load.Form | step_load.StepForm
+OPS: dict[type, ModuleType] = {MaskLoad: mask_load, GatherLoad: gather_load, EmbedLoad: embed_load}
 Plan = list[tuple[Load, tuple[str, ...]]]
 
 
@@ -66,6 +70,8 @@ def plan() -> Plan:
         *layers("equivariant", (8, 200_000)),
         *((MaskLoad(kind, 8, 200_000), ("cuda", "triton", "composed")) for kind in mask_load.KINDS),
         *((GatherLoad(0.1, 8, 200_000, dtype=x), ("cuda", "triton", "composed")) for x in ("bfloat16", "float32")),
+        *((EmbedLoad(kept, 8, 200_000), ("cuda", "triton", "composed")) for kept in (1.0, 0.1)),
+        (EmbedLoad(1.0, 1, 200_000), ("cuda", "triton", "composed")),
         (StepLoad("soft", 8, 200_000), everybody),
         (StepLoad("soft", 32, 200_000), ours),
         (StepLoad("hard", 8, 200_000), everybody),
@@ -105,6 +111,7 @@ def rehearsal_plan() -> Plan:
         ),
         *((MaskLoad(kind, 2, 3_000), ("cpu", "composed")) for kind in mask_load.KINDS),
         (GatherLoad(0.1, 2, 3_000, channels=16), ("cpu", "composed")),
+        *((EmbedLoad(kept, 2, 3_000, channels=16), ("cpu", "composed")) for kept in (1.0, 0.1)),
         *((StepLoad(mode, 2, 300, 16, 1), ("cpu", "composed", "mamba")) for mode in ("soft", "hard")),
     ]  # fmt: skip
 
@@ -263,10 +270,8 @@ def implementation(name: str, load: Load, peers: Peers) -> Run | str:
         return step_load.published(forms[name]) if name in forms else step_load.on_backend(name)
     if name == "mamba":
         return peers.layer if isinstance(load, LayerLoad) else peers.scan
-    if isinstance(load, MaskLoad):
-        return mask_load.composed if name == "composed" else mask_load.on_backend(name)
-    if isinstance(load, GatherLoad):
-        return gather_load.composed if name == "composed" else gather_load.on_backend(name)
+    if (op := OPS.get(type(load))) is not None:
+        return op.composed if name == "composed" else op.on_backend(name)
     if isinstance(load, LayerLoad):
         return COMPOSED if name == "composed" else on_backend(name)
     return backend(name)

@@ -11,7 +11,10 @@ from typing import Any
 
 DIRECTIONS = ("forward", "backward")  # of the scan
 # files of tests
-TESTS = {"layer": ("test_bimamba", "test_add_norm"), "mask": ("test_beta_mask",), "gather": ("test_gather",)}
+TESTS = {
+    "layer": ("test_bimamba", "test_add_norm"), "mask": ("test_beta_mask",), "gather": ("test_gather",),
+    "embed": ("test_embed",),
+}  # fmt: skip
 GATES = (*DIRECTIONS, *TESTS)
 BACKWARD_OPERATIONS = 26  # fp32 operations a state element; 5.1 ms for both directions of a layer on an H200
 
@@ -60,9 +63,9 @@ def floor_ms(chip: Chip, direction: str, elements: int, traffic: int) -> float:
 
 
 def gate(records: list[dict], backends: tuple[str, ...]) -> dict[str, dict[str, str | None]]:
-    """backend -> direction of the scan, "layer", "mask" or "gather" -> None, or why it gets no figure.
+    """backend -> direction of the scan, "layer", "mask", "gather" or "embed" -> None, or why it gets no figure.
 
-    Every test that names the direction, or is in a file of the layer, the mask or the pack, and has run must have
+    Every test that names the direction, or is in a file of the layer or of another op, and has run must have
     passed; one that was collected and never ended counts as failed. The backward needs the forward's tests too. Skipped
     tests prove nothing, so one at least must have passed.
     """
@@ -212,6 +215,14 @@ def pack_targets(packs: list[dict], backend: str) -> list[dict]:
     return [target(backend, "pack, times as fast as nonzero, index, product", ratio(theirs, mine), 2)]
 
 
+def input_targets(inputs: list[dict], backend: str) -> list[dict]:
+    """The fused input's goal for 1.6 M bases of 128 channels, forward and backward."""
+    figures = {c["case"]: c["figures"] for c in inputs}
+    case = figures.get("input_1_b8_l200000_d128_bfloat16", {})
+    mine, theirs = (case.get(who, {}).get("ms") for who in (backend, "composed"))
+    return [target(backend, "input, times as fast as F.embedding, F.linear, add, multiply", ratio(theirs, mine), 4)]
+
+
 def step_targets(steps: list[dict], backend: str) -> list[dict]:
     """The goals of the soft training step at L = 200,000, d 128, 4 + 4 layers, bf16."""
     figures = {c["load"]["batch"]: c["figures"] for c in steps if c["load"]["mode"] == "soft"}
@@ -338,6 +349,7 @@ def final(result: dict, chip: Chip | None, ours: tuple[str, ...], other: str) ->
         f"layers{tiny} (B/base: saved for the backward)": layer_lines(result["layers"], ours),
         f"mask{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["masks"], ours, ("composed",)),
         f"pack{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["packs"], ours, ("composed",)),
+        f"input{tiny} (GB/s: of the bytes that ours moves)": layer_lines(result["inputs"], ours, ("composed",)),
         f"training steps{tiny} (GB/s: of the residual stream alone)": layer_lines(result["training_steps"], ours),
         "the published form on our scan, forward and backward": baseline_lines(result["baseline"]),
         "tuning": tuning_lines(result["tuning"]),

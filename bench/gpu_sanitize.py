@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+import embed_problems
 import torch
 from gather_problems import moved, results
 from gather_problems import problem as pack_problem
@@ -27,6 +28,7 @@ LAYERS = (
     (LayerLoad("layer", "both", 1, 300, d_model=16), [0, 0, 1, 130, 300]),
 )
 PACKS = ((8, None), (3, 3_000), (8, 100))  # channels and capacity; the last overflows
+EMBEDS = (dict(d=40, kept=0.5, padding=9), dict(d=77, tracks=5), dict(shape=(1, 1_300), d=600, positions=False))
 
 
 def main(backend: str) -> None:
@@ -55,7 +57,15 @@ def main(backend: str) -> None:
         results(gather, moved(pack_problem(2, 2_100, channels, torch.bfloat16), device=device), capacity)
         if device == "cuda":
             torch.cuda.synchronize()
-    counts = f"{len(PROBLEMS)} problems, {len(LAYERS)} layers, {len(KINDS)} masks and {len(PACKS)} packs"
+    embed = importlib.import_module(f"seq2exp.kernels.embed.{'native' if backend == 'cpu' else backend}")
+    for options in EMBEDS:
+        given = {"shape": (2, 700), "dtype": torch.bfloat16} | options
+        embed_problems.results(embed, embed_problems.moved(embed_problems.problem(**given), device=device))
+        if device == "cuda":
+            torch.cuda.synchronize()
+    counts = (
+        f"{len(PROBLEMS)} problems, {len(LAYERS)} layers, {len(KINDS)} masks, {len(PACKS)} packs, {len(EMBEDS)} inputs"
+    )
     print(f"{counts}, forward and backward")
 
 

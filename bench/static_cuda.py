@@ -22,10 +22,11 @@ from scan_trips import Problem
 from static_report import TORCH, TORCH_INSTRUCTIONS, Op, Variant
 
 ROOT = Path(__file__).resolve().parents[1]
-# of the scan, of the mixer's scan, of its convolutions and of the pack, one a storage type; of mask and selection
-KINDS = ("scan_*", "conv_*", "rows_*", "mask", "select")
+# of the scan, of the mixer's scan, of its convolutions, of pack and input, one a storage type; of mask and selection
+KINDS = ("scan_*", "conv_*", "rows_*", "embed_*", "mask", "select")
 SOURCES = sorted(path for kind in KINDS for path in (ROOT / "csrc").glob(f"*/cuda/{kind}.cu"))
 TRIPS = {scan_trips.Problem: scan_trips, conv_trips.Problem: conv_trips, mask_trips.Problem: mask_trips}
+LINE_BYTES = 32  # sizeof(Line) of csrc/embed/cuda/embed.cuh
 MARKED = "-DSEQ2EXP_MARKERS"
 
 
@@ -109,8 +110,18 @@ def block_shape(name: str) -> tuple[int, int]:
         found = re.search(rf"{constant} = (\d+)", (ROOT / "csrc" / "gather" / "cuda" / source).read_text())
         assert found
         return int(found[1]), 0
+    if name.startswith("embed_"):
+        return embed_block_shape()
     trips = conv_trips if "_conv_" in name else mask_trips if "_mask_" in name else scan_trips
     return trips.block_shape(name)
+
+
+def embed_block_shape() -> tuple[int, int]:
+    """With three tracks: a line and the features of one chunk for each thread."""
+    folder = ROOT / "csrc" / "embed" / "cuda"
+    found = re.findall(r"(kEmbedThreads|kFeatures) = (\d+)", (folder / "embed.h").read_text())
+    constants = {name: int(value) for name, value in found}
+    return constants["kEmbedThreads"], constants["kEmbedThreads"] * (LINE_BYTES + 4 * constants["kFeatures"])
 
 
 def changed_by_marks(compiled: Compiled) -> dict[str, float]:

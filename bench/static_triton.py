@@ -33,6 +33,9 @@ from seq2exp.kernels.bimamba import triton as mixer
 from seq2exp.kernels.bimamba import triton_kernels as convolution_kernels
 from seq2exp.kernels.bimamba import triton_variants as mixer_variants
 from seq2exp.kernels.bimamba.direction import Direction, Taps
+from seq2exp.kernels.embed import triton as embed
+from seq2exp.kernels.embed import triton_kernels as embed_kernels
+from seq2exp.kernels.embed.bases import Bases, Wanted
 from seq2exp.kernels.gather import triton as gather
 from seq2exp.kernels.gather import triton_kernels as gather_kernels
 from seq2exp.kernels.selective_scan import triton as scan
@@ -41,7 +44,7 @@ from seq2exp.kernels.selective_scan import triton_variants as scan_variants
 
 KERNELS = [
     (module, name)
-    for module in (scan_kernels, convolution_kernels, mask_kernels, gather_kernels)
+    for module in (scan_kernels, convolution_kernels, mask_kernels, embed_kernels, gather_kernels)
     for name in vars(module)
     if name.endswith("_kernel")
 ]
@@ -201,7 +204,8 @@ def variants(architecture: int) -> list[Variant]:
         )  # fmt: skip
     started = [x for p in mask_trips.problems() for x in start(p, architecture)[0]]
     masks = [x.variant(architecture, chosen=("SAMPLE", "HARD")) for x in started]
-    return [*found, *{variant.kernel: variant for variant in masks}.values(), *gather_variants(architecture)]
+    found += {variant.kernel: variant for variant in masks}.values()
+    return [*found, *gather_variants(architecture), *embed_variants(architecture)]
 
 
 def gather_variants(architecture: int) -> list[Variant]:
@@ -222,6 +226,24 @@ def gather_variant(x: Started, architecture: int) -> Variant:
         dtype = str(x.arguments["values"].dtype).removeprefix("torch.")
         kind = f"[{dtype}, no mask]" if x.arguments["mask"] is None else f"[{dtype}]"
     return replace(x.variant(architecture, chosen=()), kernel=x.name + kind)
+
+
+def embed_variants(architecture: int) -> list[Variant]:
+    """128 channels, three float16 tracks, positions and mask; all bases and some, all gradients but the signals'."""
+    codes = torch.empty(8, 200_000, dtype=torch.uint8, device="meta")
+    signals = torch.empty(*codes.shape, mask_trips.TRACKS, dtype=torch.float16, device="meta")
+    weights = dict(signal_weight=weight(128, mask_trips.TRACKS), positions=weight(codes.shape[1], 128))
+    bases = Bases(codes, weight(5, 128), signals, **weights, mask=weight(*codes.shape))
+    found = []
+    for indices in (None, torch.empty(160_000, dtype=torch.int64, device="meta")):
+        for dtype in ("float32", "bfloat16", "float16"):
+            x = bases._replace(indices=indices)
+            with compiling(architecture) as started:
+                out = embed.forward(x, getattr(torch, dtype))
+                embed.backward(out, x, Wanted(positions=True, mask=True, signals=False))
+            kind = dtype if indices is None else f"{dtype}, indices"
+            found += [replace(s.variant(architecture, chosen=()), kernel=f"{s.name}[{kind}]") for s in started]
+    return found
 
 
 def disassembled(compiled: CompiledKernel, architecture: int) -> tuple[sass.Kernel, dict[str, int]]:

@@ -88,6 +88,7 @@ print(json.dumps(gpu_facts.facts()))
     check_masks([r for r in found if "kind" in r["load"]])
     (pack,) = (r["figures"] for r in found if "share" in r["load"])
     assert 0 < pack["cpu"]["error_rms"] < 1e-2 and pack["cpu"]["ms"] > 0 < pack["composed"]["ms"]
+    check_inputs([r for r in found if "kept" in r["load"]])
     check_steps([r for r in found if "mode" in r["load"]])
     assert len(cases) == 8 and any("copy_gb_per_s" in r for r in records)
     check_layers([r for r in found if "shape" in r["load"]], next(r for r in records if "baseline" in r))
@@ -111,6 +112,14 @@ def check_masks(masks: list[dict]) -> None:
         assert ours["ms_min"] <= ours["ms"] <= ours["ms_max"] and other["ms"] > 0
         if case["load"]["kind"] != "top":
             assert ours["hooks_bytes_per_base"] <= 24 < other["hooks_bytes_per_base"]
+
+
+def check_inputs(inputs: list[dict]) -> None:
+    assert [r["load"]["kept"] for r in inputs] == [1.0, 0.1]
+    for case in inputs:
+        ours, other = case["figures"]["cpu"], case["figures"]["composed"]
+        assert 0 < ours["error_rms"] < 1e-2 and ours["ms"] > 0 < other["ms"]
+        assert ours["hooks_bytes_per_base"] < 13
 
 
 def check_steps(steps: list[dict]) -> None:
@@ -180,15 +189,17 @@ def test_gate_follows_the_tests():
         {**outcome("", "passed"), "test": "tests/test_beta_mask_gpu.py::test_options[cuda-soft]"},
         {**outcome("", "failed"), "test": "tests/test_beta_mask_gpu.py::test_backward[triton-soft]"},
         {**outcome("", "passed"), "test": "tests/test_gather_gpu.py::test_overflow[cuda]"},
+        {**outcome("", "passed"), "test": "tests/test_embed_gpu.py::test_backward[cuda]"},
     ]
     gate = report.gate(records, ("cuda", "triton", "cpu"))
-    proven = dict.fromkeys(("forward", "layer", "mask", "gather"))
+    proven = dict.fromkeys(("forward", "layer", "mask", "gather", "embed"))
     assert gate["cuda"] == {**proven, "backward": "1 of 1 backward tests failed"}
     assert gate["triton"] == {
         **dict.fromkeys(("forward", "backward"), "1 of 1 forward tests failed"), "layer": "1 of 1 layer tests failed",
         "mask": "1 of 1 mask tests failed", "gather": "no gather test ran: none was found",
+        "embed": "no embed test ran: none was found",
     }  # fmt: skip
-    none = {what: f"no {what} test ran: none was found" for what in ("layer", "mask", "gather")}
+    none = {what: f"no {what} test ran: none was found" for what in ("layer", "mask", "gather", "embed")}
     assert gate["cpu"] == {"forward": None, "backward": None, **none}
     hung = [{"collected": ["t.py::test_forward[cpu-9]"]}, *records]
     assert report.gate(hung, ("cpu",))["cpu"]["forward"] == "1 of 2 forward tests failed"
@@ -299,6 +310,18 @@ def test_pack_targets_and_table():
     assert (found["figure"], found["met"]) == (4.0, True)
     assert report.pack_targets(packs, "triton")[0]["met"] is None
     assert "4.00" in report.layer_lines(packs, ("cuda",), ("composed",))[1]
+
+
+def test_input_targets_and_table():
+    from embed_load import EmbedLoad
+
+    load = EmbedLoad(1.0, 8, 200_000)
+    figures = {name: {"ms": ms, "gb_per_s": 1.0, "peak_mb": 9.0} for name, ms in (("cuda", 0.5), ("composed", 4.0))}
+    inputs = [{"case": load.name, "load": vars(load), "elements": load.elements, "figures": figures}]
+    (found,) = report.input_targets(inputs, "cuda")
+    assert (found["figure"], found["met"]) == (8.0, True)
+    assert report.input_targets(inputs, "triton")[0]["met"] is None
+    assert "8.00" in report.layer_lines(inputs, ("cuda",), ("composed",))[1]
 
 
 def test_step_targets():
