@@ -1,8 +1,8 @@
 """Measures on the GPU, from the scan to a training step: `python bench/gpu_measure.py JOURNAL GATE SECONDS PEERS`.
 
 GATE is a JSON file, backend -> direction of the scan, "layer", "mask", "gather" or "embed" -> None or the reason why it
-gets no figure. PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL; after
-a crash the same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU through the same functions.
+gets no figure. PEERS is where bench/peers.py leaves mamba_ssm and causal_conv1d. Each case is a record of JOURNAL;
+after a crash the same command goes on behind it. Without a GPU a rehearsal: tiny cases on the CPU, the same functions.
 """
 
 from __future__ import annotations
