@@ -1,6 +1,7 @@
 """Files in, windows out: the simulator, the store builder and the dataset. Knows files and arrays, not models."""
 
-from seq2exp.data_tools.build import BuildConfig, build_store
+from seq2exp.data_tools.build import build_store
+from seq2exp.data_tools.config import BuildConfig
 from seq2exp.data_tools.simulate import SimulationParameters, simulate
 from seq2exp.data_tools.store import Store, open_store
 from seq2exp.data_tools.windows import GeneWindows, collate

@@ -8,25 +8,22 @@ import hashlib
 import json
 import logging
 import platform
-import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
-import zarr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from seq2exp.data_tools.arrays import write_array
 from seq2exp.data_tools.bigwig import BigWig, storage_dtype
+from seq2exp.data_tools.config import BuildConfig
 from seq2exp.data_tools.contacts import (
-    RESOLUTION,
     ContactSource,
     PowerLaw,
     fill_with_power_law,
@@ -34,78 +31,13 @@ from seq2exp.data_tools.contacts import (
     power_law_factor,
 )
 from seq2exp.data_tools.fasta import FastaIndex, read_codes, scan_fasta
-from seq2exp.data_tools.genes import COLUMN_NAMES, read_genes
+from seq2exp.data_tools.genes import read_genes
 from seq2exp.data_tools.store import FORMAT, Store, open_store, partial_path
 from seq2exp.data_tools.tables import check_file, closest_chromosome, read_bed
+from seq2exp.data_tools.workspace import Job, Workspace
 from seq2exp.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-class BuildConfig(BaseModel):
-    """What a store is built from: the options of ``seq2exp data build``, or the fields of its YAML file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    out: Path
-    fasta: Path
-    track: dict[str, Path] = Field(default_factory=dict, description="name -> bigWig, in the order of the signals")
-    genes: Path = Field(description="CSV or TSV, a line per gene")
-    target: str = Field(description="column of the gene table")
-    split: str | None = Field(None, description="column of the gene table: train, valid, test or any other words")
-    features: list[str] = Field(default_factory=list, description="numeric columns of the gene table")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="gene_id, gene_name, chrom, tss, strand -> header"
-    )
-    contacts: str | None = Field(None, description="contact table, .hic, .cool, .mcool, or the word powerlaw")
-    contact_bins: tuple[str, str] | None = Field(None, description="the two bin columns of a contact table")
-    contact_value: str | None = Field(None, description="value column of a contact table, or normalisation of a map")
-    contact_resolution: int = Field(RESOLUTION, gt=0, description="bases a bin, of a .hic or .mcool")
-    contact_reach: int = Field(200, gt=0, description="bins kept on each side of a TSS")
-    powerlaw_gamma: float = Field(PowerLaw.gamma, gt=0)
-    powerlaw_scale: float = PowerLaw.scale
-    exclude: Path | None = Field(None, description="BED: bases the mask never selects")
-    include: Path | None = Field(None, description="BED: bases the mask always selects")
-
-    @classmethod
-    def parse(cls, **fields: Any) -> "BuildConfig":
-        """Checks the fields. Raises UserError naming the first one that is wrong."""
-        try:
-            config = cls(**fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"data build: {name}: {first['msg']}; fields are {', '.join(cls.model_fields)}.") from error
-        unknown = set(config.columns) - set(COLUMN_NAMES)
-        if unknown:
-            raise UserError(f"data build: columns: {min(unknown)!r} is none of {', '.join(COLUMN_NAMES)}.")
-        for name in config.track:
-            if not name or "/" in name or name.startswith((".", "_")):
-                raise UserError(f"data build: track name {name!r} must not be empty, contain / or begin with . or _.")
-            if name == "contacts":
-                raise UserError("data build: a track may not be called contacts; that is the contact signal's name.")
-        return config
-
-    @classmethod
-    def from_yaml(cls, path: Path, **overrides: Any) -> "BuildConfig":
-        """Reads the fields from a YAML file; `overrides` win. Raises UserError as ``parse`` does."""
-        check_file(path, "the build file")
-        try:
-            fields = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
-        if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
-            raise UserError(f"{path}: must hold fields, NAME: VALUE; they are {', '.join(cls.model_fields)}.")
-        return cls.parse(**{**fields, **overrides})
-
-    def sources(self) -> dict[str, Path]:
-        """Role -> file, for every input file."""
-        files = {"fasta": self.fasta, "genes": self.genes}
-        files |= {f"track {name}": path for name, path in self.track.items()}
-        if self.contacts is not None and self.contacts != "powerlaw":
-            files["contacts"] = Path(self.contacts)
-        files |= {role: path for role, path in (("exclude", self.exclude), ("include", self.include)) if path}
-        return files
 
 
 def build_store(*, progress: bool = False, **fields: Any) -> Store:
@@ -131,19 +63,21 @@ def build(config: BuildConfig, *, progress: bool = False) -> Store:
         sources = {role: _describe(path) for role, path in config.sources().items()}
         state = {
             "format": FORMAT,
-            "config": config.model_dump(mode="json", exclude={"out"}),
+            "config": config.model_dump(mode="json", exclude={"out", "workers"}),
             "sha256": {role: source["sha256"] for role, source in sources.items()},
         }
         if config.out.exists():
             return _existing(config.out, state)
+        began = time.monotonic()
         inputs = _Inputs(config)
-        work = _Workspace(partial_path(config.out), state)
+        work = Workspace(partial_path(config.out), state)
         try:
             _write_all(config, inputs, work, progress)
             _write_header(config, inputs, work, {"sources": sources, "notes": notes, "build": state})
         except UserError:
             work.remove()
             raise
+        log.info("%s: built in %.0f s.", config.out, time.monotonic() - began)
     return open_store(config.out)
 
 
@@ -192,80 +126,34 @@ class _Inputs:
                 log.warning("%s: %s: %d IUPAC ambiguity letters became N.", config.fasta, chrom, count)
 
 
-class _Workspace:
-    """The ``.partial`` folder: a Zarr group, and a list of the arrays in it that are finished."""
-
-    def __init__(self, path: Path, state: dict[str, Any]) -> None:
-        self.path = path
-        self._file = path / "build.json"
-        self._state = state
-        self.finished: set[str] = set()
-        if path.exists() and not self._resume():
-            log.warning("%s: belongs to a build from other inputs; it is begun again.", path)
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        self.group = zarr.open_group(path, mode="a")
-        self._save()
-
-    def _resume(self) -> bool:
-        try:
-            found = json.loads(self._file.read_text())
-            if found["state"] != json.loads(json.dumps(self._state)):
-                return False
-            self.finished = set(found["finished"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        if self.finished:
-            log.info("%s: %d finished arrays are kept.", self.path, len(self.finished))
-        return True
-
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Writes one array and notes it as finished."""
-        write_array(self.group, name, values)
-        self.finished.add(name)
-        self._save()
-
-    def _save(self) -> None:
-        text = json.dumps({"state": self._state, "finished": sorted(self.finished)})
-        new = self._file.with_suffix(".new")
-        new.write_text(text)
-        new.replace(self._file)
-
-    def publish(self, attributes: dict[str, Any], out: Path) -> None:
-        """Writes the store's attributes and gives the store its name."""
-        self.group.attrs.put({"seq2exp": attributes})
-        self.path.rename(out)
-        (out / self._file.name).unlink()
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+def _write_all(config: BuildConfig, inputs: _Inputs, work: Workspace, progress: bool) -> None:
+    total = len(inputs.chromosomes) * (1 + len(config.track))
+    with _bar(progress, total) as advance:
+        advance(len(work.finished), "reading")
+        work.write(_jobs(config, inputs, work.finished), config.workers, lambda name: advance(1, name))
+        advance(0, "contacts and genes")
 
 
-def _write_all(config: BuildConfig, inputs: _Inputs, work: _Workspace, progress: bool) -> None:
-    chromosomes = list(inputs.chromosomes)
-    steps = len(chromosomes) * (1 + len(config.track)) + 1
-    with _bar(progress, steps) as advance:
-        missing = {chrom for chrom in chromosomes if f"sequence/{chrom}" not in work.finished}
-        advance(len(chromosomes) - len(missing), "sequence")
-        if missing:
-            for chrom, codes in read_codes(config.fasta, missing):
-                work.write(f"sequence/{chrom}", codes)
-                advance(1, f"sequence {chrom}")
-        for name, path in config.track.items():
-            with BigWig(path) as file:
-                for chrom in chromosomes:
-                    if f"tracks/{name}/{chrom}" not in work.finished:
-                        values = (
-                            file.values(chrom)
-                            if chrom in file.lengths
-                            else np.zeros(inputs.chromosomes[chrom], np.float32)
-                        )
-                        work.write(f"tracks/{name}/{chrom}", values.astype(storage_dtype(values)))
-                    advance(1, f"{name} {chrom}")
-        advance(1, "contacts and genes")
+def _jobs(config: BuildConfig, inputs: _Inputs, finished: set[str]) -> Iterator[Job]:
+    """The arrays that are still to write, one for each chromosome of the sequence and of each track."""
+    missing = {chrom for chrom in inputs.chromosomes if f"sequence/{chrom}" not in finished}
+    if missing:
+        for chrom, codes in read_codes(config.fasta, missing):
+            yield Job(f"sequence/{chrom}", partial(np.asarray, codes))
+    for name, path in config.track.items():
+        for chrom, length in inputs.chromosomes.items():
+            if f"tracks/{name}/{chrom}" not in finished:
+                yield Job(f"tracks/{name}/{chrom}", partial(_track_values, path, chrom, length))
 
 
-def _write_header(config: BuildConfig, inputs: _Inputs, work: _Workspace, provenance: dict[str, Any]) -> None:
+def _track_values(path: Path, chrom: str, length: int) -> np.ndarray:
+    """float16 or float32 (length,): a chromosome of a bigWig, 0 where the file lacks it."""
+    with BigWig(path) as file:
+        values = file.values(chrom) if chrom in file.lengths else np.zeros(length, np.float32)
+    return values.astype(storage_dtype(values))
+
+
+def _write_header(config: BuildConfig, inputs: _Inputs, work: Workspace, provenance: dict[str, Any]) -> None:
     """Contacts, genes and intervals (small: written anew each time), then the attributes."""
     contacts = None
     if inputs.contacts is not None:

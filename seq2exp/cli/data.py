@@ -74,6 +74,7 @@ def build_command(
     powerlaw_scale: Annotated[float | None, typer.Option(help="Scale of the power law.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="BED: bases never selected.")] = None,
     include: Annotated[Path | None, typer.Option(help="BED: bases always selected.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with a chromosome in memory (1).")] = None,
 ) -> None:
     """Builds a store from genome, tracks, contacts and genes; the same command again finishes an interrupted build."""
     options = {name: value for name, value in locals().items() if name != "config" and value not in (None, [])}

@@ -15,7 +15,7 @@ import pytest
 import zarr
 
 from seq2exp.data_tools import BuildConfig, build_store, open_store
-from seq2exp.data_tools import build as build_module
+from seq2exp.data_tools import workspace as workspace_module
 from seq2exp.data_tools.bigwig import BigWig, storage_dtype, write_bigwig
 from seq2exp.data_tools.fasta import read_codes, write_fasta
 from seq2exp.errors import UserError
@@ -294,6 +294,33 @@ def test_wrong_yaml(tmp_path, text):
         BuildConfig.from_yaml(path)
 
 
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def test_workers_write_the_same_store(inputs):
+    one = build_store(**inputs)
+    two = build_store(**{**inputs, "out": inputs["out"].with_name("two.zarr")}, workers=2)
+    files = {file.relative_to(one.path): file for file in one.path.rglob("*") if "c" in file.parts and file.is_file()}
+    assert len(files) > 4
+    for name, file in files.items():
+        assert (two.path / name).read_bytes() == file.read_bytes(), name
+    assert two.info["build"] == one.info["build"]  # the number of workers is no property of a store
+
+
+def test_a_mistake_in_a_worker_is_the_same_sentence(inputs):
+    values = {c: np.ones(n) for c, n in LENGTHS.items()}
+    values["chr2"][1_234] = -0.5
+    write_bigwig(inputs["track"]["DNase"], values)
+    refused(inputs, "chr2:1,234 is -0.5", workers=2)
+
+
+def test_a_killed_worker_keeps_the_finished_parts(tmp_path):
+    work = workspace_module.Workspace(tmp_path / "a.partial", {})
+    with pytest.raises(OSError, match="worker process was killed"):
+        work.write([workspace_module.Job("sequence/chr1", os.abort)], 2, lambda _: None)
+    assert work.path.exists()
+
+
 # --- kills, full disks, existing stores -------------------------------------------------------------------------------
 
 
@@ -319,14 +346,14 @@ def test_an_existing_store_is_not_overwritten(inputs):
 
 def test_full_disk_keeps_finished_parts_and_goes_on(inputs, monkeypatch):
     written: list[str] = []
-    real = build_module.write_array
+    real = workspace_module.write_array
 
     def full(group: zarr.Group, name: str, values: np.ndarray) -> None:
         if name.startswith("tracks"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(group, name, values)
 
-    monkeypatch.setattr(build_module, "write_array", full)
+    monkeypatch.setattr(workspace_module, "write_array", full)
     with pytest.raises(UserError, match=r"No space left on device; .* run the same command again"):
         build_store(**inputs)
     with pytest.raises(UserError, match="run the same `seq2exp data build` command again"):
@@ -338,7 +365,7 @@ def test_full_disk_keeps_finished_parts_and_goes_on(inputs, monkeypatch):
         written.append(name)
         real(group, name, values)
 
-    monkeypatch.setattr(build_module, "write_array", note)
+    monkeypatch.setattr(workspace_module, "write_array", note)
     store = build_store(**inputs)
     assert written == ["tracks/DNase/chr1", "tracks/DNase/chr2"]
     assert not inputs["out"].with_name("store.zarr.partial").exists() and len(store.genes) == 3
@@ -348,7 +375,7 @@ def test_changed_inputs_begin_again(inputs, monkeypatch, caplog):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(build_module, "write_array", full)
+    monkeypatch.setattr(workspace_module, "write_array", full)
     with pytest.raises(UserError, match="full"):
         build_store(**inputs)
     write_fasta(inputs["fasta"], {c: np.zeros(n, np.uint8) for c, n in LENGTHS.items()})

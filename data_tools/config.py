@@ -1,0 +1,79 @@
+"""What a store is built from: the fields of the builder, checked."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from seq2exp.data_tools.contacts import RESOLUTION, PowerLaw
+from seq2exp.data_tools.genes import COLUMN_NAMES
+from seq2exp.data_tools.tables import check_file
+from seq2exp.errors import UserError
+
+
+class BuildConfig(BaseModel):
+    """What a store is built from: the options of ``seq2exp data build``, or the fields of its YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path
+    fasta: Path
+    track: dict[str, Path] = Field(default_factory=dict, description="name -> bigWig, in the order of the signals")
+    genes: Path = Field(description="CSV or TSV, a line per gene")
+    target: str = Field(description="column of the gene table")
+    split: str | None = Field(None, description="column of the gene table: train, valid, test or any other words")
+    features: list[str] = Field(default_factory=list, description="numeric columns of the gene table")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="gene_id, gene_name, chrom, tss, strand -> header"
+    )
+    contacts: str | None = Field(None, description="contact table, .hic, .cool, .mcool, or the word powerlaw")
+    contact_bins: tuple[str, str] | None = Field(None, description="the two bin columns of a contact table")
+    contact_value: str | None = Field(None, description="value column of a contact table, or normalisation of a map")
+    contact_resolution: int = Field(RESOLUTION, gt=0, description="bases a bin, of a .hic or .mcool")
+    contact_reach: int = Field(200, gt=0, description="bins kept on each side of a TSS")
+    powerlaw_gamma: float = Field(PowerLaw.gamma, gt=0)
+    powerlaw_scale: float = PowerLaw.scale
+    exclude: Path | None = Field(None, description="BED: bases the mask never selects")
+    include: Path | None = Field(None, description="BED: bases the mask always selects")
+    workers: int = Field(1, gt=0, description="processes; each holds a chromosome in memory")
+
+    @classmethod
+    def parse(cls, **fields: Any) -> "BuildConfig":
+        """Checks the fields. Raises UserError naming the first one that is wrong."""
+        try:
+            config = cls(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"data build: {name}: {first['msg']}; fields are {', '.join(cls.model_fields)}.") from error
+        unknown = set(config.columns) - set(COLUMN_NAMES)
+        if unknown:
+            raise UserError(f"data build: columns: {min(unknown)!r} is none of {', '.join(COLUMN_NAMES)}.")
+        for name in config.track:
+            if not name or "/" in name or name.startswith((".", "_")):
+                raise UserError(f"data build: track name {name!r} must not be empty, contain / or begin with . or _.")
+            if name == "contacts":
+                raise UserError("data build: a track may not be called contacts; that is the contact signal's name.")
+        return config
+
+    @classmethod
+    def from_yaml(cls, path: Path, **overrides: Any) -> "BuildConfig":
+        """Reads the fields from a YAML file; `overrides` win. Raises UserError as ``parse`` does."""
+        check_file(path, "the build file")
+        try:
+            fields = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
+        if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+            raise UserError(f"{path}: must hold fields, NAME: VALUE; they are {', '.join(cls.model_fields)}.")
+        return cls.parse(**{**fields, **overrides})
+
+    def sources(self) -> dict[str, Path]:
+        """Role -> file, for every input file."""
+        files = {"fasta": self.fasta, "genes": self.genes}
+        files |= {f"track {name}": path for name, path in self.track.items()}
+        if self.contacts is not None and self.contacts != "powerlaw":
+            files["contacts"] = Path(self.contacts)
+        files |= {role: path for role, path in (("exclude", self.exclude), ("include", self.include)) if path}
+        return files
