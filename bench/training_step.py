@@ -1,6 +1,6 @@
 """Benchmarks of a whole training step on the CPU: against the published form on our scan and on the torch reference.
 
-`seq2exp bench` measures the same with other settings. The published form needs 115 kB a base, so it is measured on
+`seq2exp bench` measures the same with other settings. The published form saves 120 kB a base, so it is measured on
 shorter windows and its figures are extrapolated in proportion.
 """
 
