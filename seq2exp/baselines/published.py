@@ -25,6 +25,7 @@ from seq2exp.strands import one_hot
 
 SCANS: dict[str, layer.Mamba] = {
     "ours": layer.mamba,
+    "chunked": partial(layer.mamba, scan_step=layer.chunked_scan),
     "reference": partial(layer.mamba, scan_step=layer.reference_scan),
     "mamba_ssm": layer.fast_mamba,
 }
@@ -43,8 +44,8 @@ class PublishedForm(Seq2Exp):
     Parameters
     ----------
     model: a model, whose weights are copied, or a configuration, in which case they are drawn.
-    scan: "ours", `seq2exp.kernels.selective_scan`; "reference", that in torch operations; "mamba_ssm", the fused
-        module of that package.
+    scan: "ours", `seq2exp.kernels.selective_scan`; "reference", torch operations base by base; "chunked", torch
+        operations vectorised over chunks; "mamba_ssm", the fused module of that package.
 
     Raises
     ------
@@ -151,4 +152,4 @@ def _require_scan(scan: str) -> None:
     if scan not in SCANS:
         raise UserError(f"scan {scan!r} is unknown: one of {', '.join(SCANS)}")
     if scan == "mamba_ssm" and importlib.util.find_spec("mamba_ssm") is None:
-        raise UserError("scan mamba_ssm: the package mamba-ssm is not installed; take ours or reference")
+        raise UserError("scan mamba_ssm: the package mamba-ssm is not installed; take ours, chunked or reference")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2exp.kernels import ScanWeights, selective_scan, set_backend
+from seq2exp.kernels.selective_scan import reference
 
 EPSILON = 1e-5  # of RMSNorm
 
@@ -53,10 +54,30 @@ def scan(
     return selective_scan(c, delta, -torch.exp(A_log), B, C, D, z, dt_bias, True)  # type: ignore[return-value]
 
 
-def reference_scan(*inputs: Tensor) -> Tensor:
+def chunked_scan(*inputs: Tensor) -> Tensor:
     """The scan in torch operations, vectorised over chunks."""
     with set_backend("reference"):
         return scan(*inputs)
+
+
+class _Sequential(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return reference.selective_scan_forward(*inputs, True)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*reference.selective_scan_backward(grads[0], *ctx.saved_tensors, True),)
+
+
+def reference_scan(
+    c: Tensor, delta: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
+) -> Tensor:  # fmt: skip
+    """The scan in torch operations, base by base, as mamba-ssm's `selective_scan_ref` runs it."""
+    inputs = (c, delta, -torch.exp(A_log), B.unsqueeze(1), C.unsqueeze(1), D, z, dt_bias)
+    wide = torch.promote_types(c.dtype, torch.float32)
+    return _Sequential.apply(*(x.to(wide) for x in inputs)).to(c.dtype)  # type: ignore[no-any-return]
 
 
 def output_projection(y: Tensor, out_proj: Tensor) -> Tensor:

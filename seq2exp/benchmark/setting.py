@@ -56,7 +56,7 @@ class BenchSetting:
         if reference_length > chosen["length"]:
             raise UserError(f"reference-length is {reference_length}, more than length ({chosen['length']})")
         if scan == "mamba_ssm" and device == "cpu":
-            raise UserError("scan mamba-ssm runs on a GPU only; take ours or reference, or --device cuda")
+            raise UserError("scan mamba-ssm runs on a GPU only; take ours, chunked or reference, or --device cuda")
         setting = cls(**chosen, **sizes, mode=mode, scan=scan, device=device, reference_length=reference_length)
         setting.config(setting.length)
         return setting

@@ -21,7 +21,8 @@ def bench(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16; default: bf16 on a GPU, fp32 on the CPU")] = None,
     device: Device = "auto",
     scan: Annotated[
-        str, typer.Option(help="scan of the published form: ours, reference (plain torch) or mamba-ssm")
+        str,
+        typer.Option(help="of the published form: ours, mamba-ssm, or plain torch: reference (base by base), chunked"),
     ] = "ours",
     rounds: Annotated[int, typer.Option(min=1, help="times that both are measured, in turns")] = 3,
     reference_length: Annotated[

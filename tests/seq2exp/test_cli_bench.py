@@ -181,7 +181,7 @@ def test_within_the_noise_of_the_seeds():
     [
         (["--mode", "top"], "mode 'top' is unknown: one of soft, hard"),
         (["--precision", "fp8"], "precision 'fp8' is unknown: one of fp32, bf16"),
-        (["--scan", "fast"], "scan 'fast' is unknown: one of ours, reference, mamba-ssm"),
+        (["--scan", "fast"], "scan 'fast' is unknown: one of ours, chunked, reference, mamba-ssm"),
         (["--scan", "mamba-ssm"], "scan mamba-ssm runs on a GPU only"),
         (["--length", 200, "--reference-length", 300], "reference-length is 300, more than length (200)"),
         (["--seeds", 1], "--seeds"),

@@ -34,7 +34,7 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return codes, 2 * torch.rand(size, LENGTH, 3, generator=g), torch.rand(size, 2, generator=g)
 
 
-@pytest.mark.parametrize("scan", ["ours", "reference"])
+@pytest.mark.parametrize("scan", ["ours", "chunked", "reference"])
 @pytest.mark.parametrize("preset,size", [("soft", 1), ("soft", 2), ("hard", 1)])
 def test_equals_ours_in_evaluation(preset, size, scan):
     """Every output and the gradient of every parameter; in hard mode at batch 1, as rows are padded beyond."""
@@ -124,7 +124,7 @@ def test_refuses_what_the_published_code_does_not_have(fields, reason):
 
 def test_refuses_unknown_and_missing_scans():
     config = Seq2ExpConfig.soft(**SIZE)
-    with pytest.raises(UserError, match="scan 'fast' is unknown: one of ours, reference, mamba_ssm"):
+    with pytest.raises(UserError, match="scan 'fast' is unknown: one of ours, chunked, reference, mamba_ssm"):
         PublishedForm(config, "fast")
     with pytest.raises(UserError, match="the package mamba-ssm is not installed"):
         PublishedForm(config, "mamba_ssm")
