@@ -27,13 +27,11 @@ from seq2exp.data_tools.contacts import (
     ContactSource,
     PowerLaw,
     fill_with_power_law,
-    open_contacts,
     power_law_factor,
 )
 from seq2exp.data_tools.fasta import FastaIndex, read_codes, scan_fasta
-from seq2exp.data_tools.genes import read_genes
 from seq2exp.data_tools.store import FORMAT, Store, open_store, partial_path
-from seq2exp.data_tools.tables import check_file, closest_chromosome, read_bed
+from seq2exp.data_tools.tables import check_file, closest_chromosome
 from seq2exp.data_tools.workspace import Job, Workspace
 from seq2exp.errors import UserError
 
@@ -87,32 +85,13 @@ class _Inputs:
     def __init__(self, config: BuildConfig) -> None:
         self.fasta: FastaIndex = scan_fasta(config.fasta)
         lengths = self.fasta.lengths
-        self.genes: pd.DataFrame = read_genes(
-            config.genes,
-            lengths,
-            target=config.target,
-            split=config.split,
-            features=config.features,
-            columns=config.columns,
-        )
+        self.genes: pd.DataFrame = config.read_genes(lengths)
         used = set(self.genes["chrom"])
         self.chromosomes = {chrom: length for chrom, length in lengths.items() if chrom in used}
         for name, path in config.track.items():
             _check_track(name, path, config.fasta, lengths, list(self.chromosomes))
-        self.regions = {
-            role: read_bed(path, self.chromosomes)
-            for role, path in (("exclude", config.exclude), ("include", config.include))
-            if path is not None
-        }
-        self.contacts: ContactSource | None = None
-        if config.contacts is not None:
-            self.contacts = open_contacts(
-                config.contacts,
-                columns=config.contact_bins,
-                value=config.contact_value,
-                resolution=config.contact_resolution,
-                hint=config.fasta.name,
-            )
+        self.regions = config.read_regions(self.chromosomes)
+        self.contacts: ContactSource | None = config.open_contacts(self.chromosomes)
         empty = int(self.genes["target"].isna().sum())
         if empty:
             log.warning(

@@ -1,14 +1,17 @@
 """What a store is built from: the fields of the builder, checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from seq2exp.data_tools.contacts import RESOLUTION, PowerLaw
-from seq2exp.data_tools.genes import COLUMN_NAMES
-from seq2exp.data_tools.tables import check_file
+from seq2exp.data_tools.contacts import RESOLUTION, ContactSource, PowerLaw, open_contacts
+from seq2exp.data_tools.genes import COLUMN_NAMES, read_genes
+from seq2exp.data_tools.tables import check_file, read_bed
 from seq2exp.errors import UserError
 
 
@@ -77,3 +80,31 @@ class BuildConfig(BaseModel):
             files["contacts"] = Path(self.contacts)
         files |= {role: path for role, path in (("exclude", self.exclude), ("include", self.include)) if path}
         return files
+
+    def read_genes(self, lengths: Mapping[str, int]) -> pd.DataFrame:
+        """The gene table, as ``genes.read_genes`` gives it; lengths: chromosome -> bases."""
+        return read_genes(
+            self.genes,
+            lengths,
+            target=self.target,
+            split=self.split,
+            features=self.features,
+            columns=self.columns,
+        )
+
+    def read_regions(self, lengths: Mapping[str, int]) -> dict[str, dict[str, np.ndarray]]:
+        """Role -> chromosome -> int64 (n, 2) intervals, of the chromosomes in `lengths`."""
+        files = {"exclude": self.exclude, "include": self.include}
+        return {role: read_bed(path, lengths) for role, path in files.items() if path is not None}
+
+    def open_contacts(self, lengths: Mapping[str, int]) -> ContactSource | None:
+        """Where contacts are read from, of the chromosomes in `lengths`; None without."""
+        if self.contacts is None:
+            return None
+        return open_contacts(
+            self.contacts,
+            columns=self.contact_bins,
+            value=self.contact_value,
+            resolution=self.contact_resolution,
+            hint=self.fasta.name,
+        )

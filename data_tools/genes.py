@@ -52,21 +52,21 @@ def read_genes(
     found = _find_columns(path, table, columns or {})
     genes = pd.DataFrame({field: table[name].str.strip() for field, name in found.items()})
     _check_ids(path, genes)
-    genes["tss"] = _numbers(path, table, found["tss"], allow_empty=False)
-    _check_positions(path, genes, lengths)
+    genes["tss"] = numbers(path, table, found["tss"], allow_empty=False)
+    check_positions(path, genes, lengths)
     genes["tss"] = genes["tss"].astype(np.int64)
     if "strand" not in genes:
         log.warning("%s: no strand column; strands are unknown (.).", path)
         genes["strand"] = "."
-    _check_strands(path, genes)
-    genes["target"] = _numbers(path, table, _column(path, table, target, "target"), allow_empty=True)
+    check_strands(path, genes)
+    genes["target"] = numbers(path, table, _column(path, table, target, "target"), allow_empty=True)
     if genes["target"].isna().all():
         raise UserError(f"{path}: the target column {target} is empty for all {len(genes):,} genes.")
     genes["split"] = "" if split is None else table[_column(path, table, split, "split")].str.strip()
     for feature in features:
         if feature in genes:
             raise UserError(f"{path}: a feature column may not be called {feature}, that name is taken.")
-        genes[feature] = _numbers(path, table, _column(path, table, feature, "feature"), allow_empty=False)
+        genes[feature] = numbers(path, table, _column(path, table, feature, "feature"), allow_empty=False)
     return genes
 
 
@@ -94,7 +94,7 @@ def _find_columns(path: Path, table: pd.DataFrame, named: Mapping[str, str]) -> 
     return found
 
 
-def _numbers(path: Path, table: pd.DataFrame, column: str, *, allow_empty: bool) -> pd.Series:
+def numbers(path: Path, table: pd.DataFrame, column: str, *, allow_empty: bool) -> pd.Series:
     text = table[column].str.strip()
     empty = text.isin(["", "NA", "NaN", "nan", "null", "None", "."])
     numbers = pd.to_numeric(text.mask(empty), errors="coerce").astype(np.float64)
@@ -119,7 +119,7 @@ def _check_ids(path: Path, genes: pd.DataFrame) -> None:
         raise UserError(f"{path}: {len(twice):,} gene ids occur more than once, the first is {twice[0]}.")
 
 
-def _check_positions(path: Path, genes: pd.DataFrame, lengths: Mapping[str, int]) -> None:
+def check_positions(path: Path, genes: pd.DataFrame, lengths: Mapping[str, int]) -> None:
     for chrom in genes["chrom"].unique():
         if chrom not in lengths:
             raise UserError(
@@ -138,7 +138,7 @@ def _check_positions(path: Path, genes: pd.DataFrame, lengths: Mapping[str, int]
             )
 
 
-def _check_strands(path: Path, genes: pd.DataFrame) -> None:
+def check_strands(path: Path, genes: pd.DataFrame) -> None:
     wrong = (~genes["strand"].isin(["+", "-", "."])).to_numpy()
     if wrong.any():
         raise UserError(

@@ -12,6 +12,7 @@ from seq2exp.data_tools.arrays import ChunkCache, ChunkedArray
 from seq2exp.errors import UserError
 
 FORMAT = 1
+REGIONS = ("exclude", "include", "peaks")
 _BASE_COLUMNS = ("gene_id", "gene_name", "chrom", "tss", "strand", "target", "split")
 
 
@@ -60,7 +61,7 @@ class Store:
             self._contacts = _values(group, "contacts") if contacts else None
             self._regions = {
                 role: {c: _values(group, f"{role}/{c}") for c in self.chromosomes if f"{role}/{c}" in group}
-                for role in ("exclude", "include")
+                for role in REGIONS
             }
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: the store is damaged ({error}); build it again.") from error
@@ -117,7 +118,7 @@ class Store:
         return out
 
     def regions(self, role: str, chrom: str, start: int, end: int) -> np.ndarray:
-        """bool (end - start,): the bases of [start, end) in the "exclude" or "include" intervals."""
+        """bool (end - start,): the bases of [start, end) in the intervals of a role of ``REGIONS``."""
         self._check(chrom, start, end)
         out = np.zeros(end - start, dtype=bool)
         intervals = self._regions[role].get(chrom)
@@ -133,7 +134,7 @@ class Store:
         return str(self._array(f"tracks/{name}/{chrom}").dtype.name)
 
     def region_size(self, role: str) -> tuple[int, int]:
-        """Intervals and bases in the "exclude" or "include" intervals."""
+        """Intervals and bases in the intervals of a role of ``REGIONS``."""
         intervals = list(self._regions[role].values())
         return sum(map(len, intervals)), sum(int((i[:, 1] - i[:, 0]).sum()) for i in intervals)
 

@@ -1,7 +1,8 @@
-"""``seq2exp data``: simulate a genome, build a store, say what a store holds."""
+"""``seq2exp data``: simulate a genome, build a store, import or fetch public data, say what a store holds."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,12 @@ from rich.table import Table
 
 from seq2exp.data_tools import BuildConfig, SimulationParameters, Store, open_store, simulate
 from seq2exp.data_tools.build import build
+from seq2exp.data_tools.fetch import MIRROR, fetch
+from seq2exp.data_tools.official import import_official
+from seq2exp.data_tools.public_genes import FOLD
 from seq2exp.errors import UserError
 
-app = typer.Typer(help="Simulated genomes and stores.", add_completion=False)
+app = typer.Typer(help="Genomes, public data and stores.", add_completion=False)
 _DEFAULT = SimulationParameters(seed=0)
 
 
@@ -87,22 +91,58 @@ def build_command(
     if "contact_bins" in options:
         options["contact_bins"] = tuple(options["contact_bins"].split(","))
     parsed = BuildConfig.from_yaml(config, **options) if config else BuildConfig.parse(**options)
-    console = Console(stderr=True)
-    logger = logging.getLogger("seq2exp.data_tools")
-    handler = RichHandler(console=console, show_path=False, show_time=False)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
+    with _log() as console:
         store = build(parsed, progress=console.is_terminal)
-    finally:
-        logger.removeHandler(handler)
     _describe(store, Console())
+
+
+@app.command("import-official")
+def import_official_command(
+    data_root: Annotated[Path, typer.Argument(help="Folder with hg38/ and promo_enhan_inter/.")],
+    cell_type: Annotated[str, typer.Option(help="K562, GM12878 or H1.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    target: Annotated[str, typer.Option(help="cage: log10(1 + CAGE); rna: log10 RNA-seq.")] = "cage",
+    fold: Annotated[str, typer.Option(help="Column of the split table.")] = FOLD,
+) -> None:
+    """Builds a store from the published dataset's folder; the same command again finishes an interrupted import."""
+    with _log() as console:
+        store = import_official(data_root, cell_type, out, target=target, fold=fold, progress=console.is_terminal)
+    _describe(store, Console())
+
+
+@app.command("fetch")
+def fetch_command(
+    preset: Annotated[str, typer.Option(help="k562 or gm12878.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: the preset's name.")] = None,
+    mirror: Annotated[
+        str | None, typer.Option(envvar=MIRROR, help="Base URL to fetch from: MIRROR/<host>/<path>.")
+    ] = None,
+) -> None:
+    """Downloads the public files of a cell line; the same command again goes on where it was interrupted."""
+    with _log() as console:
+        command = fetch(preset, out, mirror=mirror, progress=console.is_terminal)
+    typer.echo("All files are there and checked. Next:")
+    typer.echo(command)
 
 
 @app.command("info")
 def info_command(store: Annotated[Path, typer.Argument(help="A store.")]) -> None:
     """Prints what a store holds."""
     _describe(open_store(store), Console())
+
+
+@contextmanager
+def _log() -> Iterator[Console]:
+    """Shows what the data tools report, on stderr."""
+    console = Console(stderr=True)
+    logger = logging.getLogger("seq2exp.data_tools")
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield console
+    finally:
+        logger.removeHandler(handler)
 
 
 def _pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
