@@ -140,7 +140,8 @@ class OfficialConfig(BuildConfig):
         """The genes that the split table, the expression table and the gene list all have, in the split table's order.
 
         Raises:
-            UserError: a missing column, a value that is no number, a TSS outside its chromosome, another assembly.
+            UserError: a missing column, a value that is no number, a TSS outside its chromosome, another assembly,
+                contacts of the wrong length (here, before the long work begins).
         """
         self._check_lengths(lengths)
         splits, expression, listed = _tables(self.splits, self.expression, self.genes)
@@ -167,6 +168,8 @@ class OfficialConfig(BuildConfig):
             genes[name] = numbers(self.expression, expression, name, allow_empty=False)
         reads = [numbers(self.genes, listed, name, allow_empty=False) for name in _ACTIVITY_COLUMNS]
         genes[PROMOTER_ACTIVITY] = np.sqrt(reads[0] * reads[1])
+        used = {chrom: bases for chrom, bases in lengths.items() if chrom in set(genes["chrom"])}
+        BaseContacts(Path(str(self.contacts)), used).check(genes["chrom"].to_numpy(), genes["tss"].to_numpy())
         return genes.reset_index(drop=True)
 
     def _targets(self, genes: pd.DataFrame, expression: pd.DataFrame) -> pd.Series:

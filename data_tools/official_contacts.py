@@ -48,14 +48,13 @@ class BaseContacts:
         """
         out = np.full((len(tss), 2 * reach + 1), np.nan)
         sizes = self._sizes(chroms, tss)
-        window = _window(sizes)
+        starts = self._starts(chroms, tss, sizes)
         uneven = 0
         for chrom in self._lengths:
             with _open(contact_file(self._folder, chrom)) as file:
                 for row in np.flatnonzero(chroms == chrom):
                     if (name := f"{chrom}_{tss[row]}") in sizes:
-                        start = self._start(chrom, int(tss[row]), window, sizes[name])
-                        values = _read(file, name)
+                        values, start = _read(file, name), starts[name]
                         first, means, even = _bins(values, start, self._lengths[chrom])
                         at = first - int(tss[row]) // self.resolution + reach  # column of the first bin
                         kept = slice(max(-at, 0), max(2 * reach + 1 - at, 0))
@@ -73,6 +72,10 @@ class BaseContacts:
             )
         return out
 
+    def check(self, chroms: np.ndarray, tss: np.ndarray) -> None:
+        """Looks at the length of every row, reading none. Raises UserError as ``rows``."""
+        self._starts(chroms, tss, self._sizes(chroms, tss))
+
     def _sizes(self, chroms: np.ndarray, tss: np.ndarray) -> dict[str, int]:
         """Dataset name -> bases, of the genes that have one."""
         sizes: dict[str, int] = {}
@@ -89,24 +92,24 @@ class BaseContacts:
             raise UserError(f"{self._folder}: has no dataset of any gene; they must be <chrom>_<tss>, not {example}.")
         return sizes
 
-    def _start(self, chrom: str, tss: int, window: int, size: int) -> int:
-        """The position of a dataset's first value; negative where the file goes on before the chromosome."""
-        low, high = tss - window // 2, tss + window // 2
-        inside = min(high, self._lengths[chrom]) - max(low, 0)
-        if size == window:
-            return low
-        if size == inside:
-            return max(low, 0)
-        raise UserError(
-            f"{contact_file(self._folder, chrom)}: {chrom}_{tss} has {size:,} values; one for each base of the TSS +- "
-            f"{window // 2:,} is {window:,}{f', or {inside:,} on the chromosome' if inside != window else ''}."
-        )
-
-
-def _window(sizes: Mapping[str, int]) -> int:
-    """Bases that a dataset covers: the commonest length."""
-    count = Counter(sizes.values())
-    return max(count, key=lambda size: (count[size], size))
+    def _starts(self, chroms: np.ndarray, tss: np.ndarray, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Dataset name -> the position of its first value; negative where the file goes on before the chromosome."""
+        count = Counter(sizes.values())
+        window = max(count, key=lambda size: (count[size], size))  # the commonest length
+        starts = {}
+        for chrom, position in zip(map(str, chroms), map(int, tss), strict=True):
+            if (size := sizes.get(name := f"{chrom}_{position}")) is None:
+                continue
+            low, high = position - window // 2, position + window // 2
+            inside = min(high, self._lengths[chrom]) - max(low, 0)
+            if size not in (window, inside):
+                cut = f", or {inside:,} on the chromosome" if inside != window else ""
+                raise UserError(
+                    f"{contact_file(self._folder, chrom)}: {name} has {size:,} values; one for each base of the TSS +- "
+                    f"{window // 2:,} is {window:,}{cut}."
+                )
+            starts[name] = low if size == window else max(low, 0)
+        return starts
 
 
 def _open(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """The published dataset's layout, written here in small: what its import gives, and what it refuses."""
 
+import errno
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import torch
 
 from seq2exp import Seq2Exp, Seq2ExpConfig, seq2exp_loss
 from seq2exp.data_tools import GeneWindows, Store, collate, import_official
+from seq2exp.data_tools import build as build_module
 from seq2exp.data_tools.bigwig import write_bigwig
 from seq2exp.data_tools.fasta import write_fasta
 from seq2exp.data_tools.official import MRNA_FEATURES
@@ -220,6 +222,20 @@ def test_rna_and_another_fold(root):
     store = imported(root, target="rna", fold="fold_1")
     np.testing.assert_allclose(store.genes["target"], np.arange(5) / 20)
     assert set(store.genes["split"]) == {"train"}
+
+
+def test_an_interrupted_import_goes_on(root, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "_write_header", full)
+        with pytest.raises(UserError, match=r"full; .* finished parts are kept"):
+            imported(root)
+    assert not (root.parent / "store.zarr").exists()
+    assert len(imported(root).genes) == 5 and "6 finished arrays are kept" in caplog.text
 
 
 @pytest.mark.parametrize("preset", ["soft", "hard"])
