@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from seq2exp.backbone import CaduceusBackbone
 from seq2exp.config import BackboneFields, Seq2ExpConfig
 from seq2exp.embedding import Embedding, SequenceEmbedding
+from seq2exp.errors import UserError
 from seq2exp.kernels import BetaMask, beta_mask
 from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.kernels.gather import Selection, select
@@ -174,8 +175,17 @@ class Seq2Exp(Pretrained, nn.Module):
             return mask, None
         if c.keep_threshold:
             mask = mask.where(mask >= c.keep_threshold, 0.0)
-        capacity = None if c.capacity is None else max(1, math.ceil(c.capacity * mask.numel()))
-        return mask, select(mask, capacity=capacity)
+        if c.capacity is None:
+            return mask, select(mask)
+        room = max(1, math.ceil(c.capacity * mask.numel()))
+        try:
+            return mask, select(mask, capacity=room)
+        except ValueError:  # on the CPU; on a GPU, where nobody waits, the prediction is NaN
+            needed = int((mask != 0).sum())
+            raise UserError(
+                f"model.capacity {c.capacity:g} has room for {room} of the batch's {mask.numel()} bases, the mask "
+                f"selects {needed}: give at least {math.ceil(1000 * needed / mask.numel()) / 1000:g}"
+            ) from None
 
     def _pooled(
         self, sequence: Tensor, signals: Tensor, mask: Tensor, selection: Selection | None, complement: bool

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2exp.allocator import keep_freed_memory
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.model import Seq2ExpOutput
 from seq2exp.profiling.isolate import free_memory, gigabytes
 
 from .honesty import LIMIT, Honesty, measure_honesty
 from .setting import BenchSetting
-from .step import Cost, Step, keep_freed_memory, peak_bytes, saved_bytes, seconds
+from .step import Cost, Step, peak_bytes, saved_bytes, seconds
 
 OUTPUTS = ("expression", "alpha", "beta", "soft_mask", "kl")
 # relative RMS errors, in evaluation mode

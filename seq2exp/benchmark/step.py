@@ -166,15 +166,3 @@ def _resident(name: str) -> int:
     """Bytes of this process: now ("VmRSS"), or the most since the mark was reset ("VmHWM")."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-def keep_freed_memory() -> None:
-    """From now on this process keeps the memory that it frees, for the next allocation.
-
-    Otherwise every large tensor is mapped anew, and what the system takes to hand out its pages would count against the
-    form that needs more of them. Does nothing where the C library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: no mappings of single allocations
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is given back

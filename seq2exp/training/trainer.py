@@ -181,7 +181,10 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip)
         values["gradient_norm"] = whole(norm).item()
         if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-            raise UserError(f"{self.run}: training diverged at step {step}: the loss is not finite; lower optimizer.lr")
+            remedy = "lower optimizer.lr"
+            if getattr(self.model_config, "capacity", None):  # on a GPU nothing else tells
+                remedy += f", or raise model.capacity if the mask selects more than {self.model_config.capacity:g}"
+            raise UserError(f"{self.run}: training diverged at step {step}: the loss is not finite; {remedy}")
         self.optimizer.step()
         self.state.step += 1
         self.state.count += 1

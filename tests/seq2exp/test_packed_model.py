@@ -8,6 +8,7 @@ from memory import memory, saved_bytes
 
 import seq2exp.model
 from seq2exp import Seq2Exp, Seq2ExpConfig, seq2exp_loss
+from seq2exp.errors import UserError
 from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.kernels.bimamba import mixer
 
@@ -108,7 +109,7 @@ def test_room_to_spare_changes_nothing(fields, one_hot):
 def test_too_little_room_is_said():
     m = model("hard", capacity=0.1)
     needed = int(like(m, capacity=None)(*batch()).mask.sum())
-    with pytest.raises(ValueError, match=str(needed)):
+    with pytest.raises(UserError, match=rf"room for 29 of the batch's 288 bases, the mask selects {needed}: give at"):
         m(*batch())
 
 
