@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from embed_problems import BFLOAT, HALF, moved, problem, results
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from interpreted import failures, names  # noqa: E402
 from static_triton import Device, Recorder, Started  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 
@@ -32,21 +28,10 @@ COMPILED = [
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory) -> dict[str, list[str]]:
-    """Failures of each interpreted test. A process interprets kernels or compiles them, never both."""
-    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(INTERPRETED), f"--junitxml={report}"],
-        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert report.exists(), run.stdout[-5000:] + run.stderr[-5000:]
-    found: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failures = found.setdefault(case.attrib["name"].partition("[")[0], [])
-        failures += [f"{case.attrib['name']}\n{x.text}" for x in (*case.iter("failure"), *case.iter("error"))]
-    return found
+    return failures(INTERPRETED, "not slow", tmp_path_factory.mktemp("interpreted") / "report.xml")
 
 
-@pytest.mark.parametrize("name", re.findall(r"^def (test_\w+)", INTERPRETED.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("name", names(INTERPRETED, slow=False))
 def test_in_the_interpreter(interpreted, name):
     assert not interpreted[name], "\n\n".join(interpreted[name])
 
