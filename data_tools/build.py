@@ -26,8 +26,10 @@ from seq2exp.data_tools.config import BuildConfig
 from seq2exp.data_tools.contacts import (
     ContactSource,
     PowerLaw,
+    abc_contacts,
     fill_with_power_law,
     power_law_factor,
+    too_little_coverage,
 )
 from seq2exp.data_tools.fasta import FastaIndex, read_codes, scan_fasta
 from seq2exp.data_tools.store import FORMAT, Store, open_store, partial_path
@@ -96,7 +98,7 @@ class _Inputs:
         if empty:
             log.warning(
                 "%s: %d of %d genes have no target; they are kept, but not trained on.",
-                config.genes,
+                config.gene_table,
                 empty,
                 len(self.genes),
             )
@@ -159,8 +161,9 @@ def _write_header(config: BuildConfig, inputs: _Inputs, work: Workspace, provena
             "contacts": contacts,
             "regions": sorted(inputs.regions),
             "gene_columns": list(map(str, inputs.genes.columns)),
-            "features": config.features,
+            "features": config.feature_names,
             "target": config.target,
+            "log_target": config.log_target,
             "split": config.split,
             **provenance,
             "versions": _versions(),
@@ -176,21 +179,36 @@ def _contact_rows(config: BuildConfig, source: ContactSource, genes: pd.DataFram
     rows = source.rows(genes["chrom"].to_numpy(), genes["tss"].to_numpy(), reach)
     filled = ~np.isfinite(rows)
     factor = power_law_factor(rows, law, reach, source.resolution)
+    if config.contact_recipe == "abc":
+        filled |= too_little_coverage(rows, factor)[:, None]
+        complete = abc_contacts(rows, law, factor, source.resolution)
+    else:
+        complete = fill_with_power_law(rows, law, factor, source.resolution)
     by_gene = filled.all(axis=1)
     unmeasured = [
         str(chrom) for chrom, all_filled in pd.Series(by_gene).groupby(genes["chrom"]).all().items() if all_filled
     ]
     if unmeasured and config.contacts != "powerlaw":
         log.warning("%s: no contacts of %s; they take the power law.", config.contacts, ", ".join(unmeasured))
+    elsewhere = by_gene & ~genes["chrom"].isin(unmeasured).to_numpy()
+    if elsewhere.any():
+        first = genes["gene_id"].to_numpy()[elsewhere][0]
+        log.warning(
+            "%s: %d genes have no contacts, or too few (%s, ...); they take the power law.",
+            config.contacts,
+            elsewhere.sum(),
+            first,
+        )
     described = {
         "source": config.contacts,
+        "recipe": config.contact_recipe,
         "value": source.value,
         "resolution": source.resolution,
         "reach": reach,
         "power_law": {"gamma": law.gamma, "scale": law.scale, "factor": factor, "filled": float(filled.mean())},
         "power_law_chromosomes": unmeasured,
     }
-    return fill_with_power_law(rows, law, factor, source.resolution), described
+    return complete, described
 
 
 def _check_track(name: str, path: Path, fasta: Path, lengths: dict[str, int], chromosomes: list[str]) -> None:

@@ -1,12 +1,14 @@
 """Contacts between a TSS and the bins around it: measured tables and maps, the power law where nothing was measured.
 
 A source gives rows (genes, 2 * reach + 1) of contacts in its own units; the middle column is the bin of the TSS; NaN
-means not measured. ``fill_with_power_law`` completes them.
+means not measured. ``fill_with_power_law`` completes them. ``abc_contacts`` does it as the Activity-by-Contact (ABC)
+model of Fulco et al. 2019 and Nasser et al. 2021 does, each step a function here. The last step, log10(1 + contact), is
+the store's reader's: what is stored keeps its units.
 """
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from seq2exp.data_tools.juicer import MARK, check_chromosomes, find_juicer_files, read_juicer
 from seq2exp.data_tools.maps import read_map
 from seq2exp.data_tools.tables import read_table
 from seq2exp.errors import UserError
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RESOLUTION = 5_000  # bases a bin, where the source does not say: the Activity-by-Contact (ABC) model's
 _FLOOR = 5_000  # ABC: the law was fitted from 5 kb on; nearer pairs count as 5 kb apart
+_PSEUDOCOUNT_DISTANCE = 1_000_000  # ABC: hic_pseudocount_distance
+_COVERAGE = 0.01  # ABC: qc_hic, the least contact of a promoter with itself, a row of the map summing to 1
 _VALUE_COLUMNS = ("KR_norm", "KR", "VC_norm", "VC", "balanced", "contact", "value", "count", "raw_count")
 
 
@@ -62,15 +67,47 @@ class PowerLawSource:
         return np.full((len(tss), 2 * reach + 1), np.nan)
 
 
-class TableSource:
+class PairSource:
+    """Contacts held as pairs of bins, by chromosome.
+
+    A pair that is not listed counts as 0 when both of its bins have a value somewhere, else as not measured.
+    """
+
+    resolution: int
+    value: str
+    _chroms: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
+        out = np.full((len(tss), 2 * reach + 1), np.nan)
+        for chrom, lookup in self._chroms.items():
+            here = np.flatnonzero(chroms == chrom)
+            out[here] = self._rows(lookup, tss[here], reach)
+        return out
+
+    def _rows(self, lookup: tuple[np.ndarray, np.ndarray, np.ndarray], tss: np.ndarray, reach: int) -> np.ndarray:
+        covered, keys, values = lookup
+        own = (tss // self.resolution)[:, None]
+        other = own + np.arange(-reach, reach + 1)[None, :]
+        measured = np.isin(own, covered) & np.isin(other, covered)
+        wanted = _key(np.minimum(own, other), np.maximum(own, other))
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        out = np.where(keys[at] == wanted, values[at], 0.0)
+        return np.asarray(np.where(measured, out, np.nan))
+
+
+class TableSource(PairSource):
     """A table of bin pairs: chrom, bin1, bin2 (start of each bin in bases, either order) and a value, CSV or TSV.
 
-    A pair that is not listed counts as 0 when both of its bins have a value somewhere, else as not measured; an empty
-    or NaN value is not measured (KR fails on bins of low coverage).
+    An empty or NaN value is not measured (KR fails on bins of low coverage).
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[str] | None = None, value: str | None = None, hint: str = ""
+        self,
+        path: Path,
+        columns: Sequence[str] | None = None,
+        value: str | None = None,
+        hint: str = "",
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
         table = read_table(path)
         first, second = columns or _bin_columns(path, list(table.columns), hint)
@@ -92,34 +129,43 @@ class TableSource:
             raise UserError(f"{path}: line {line + 2}: {self.value} is {text!r}, not a finite number of at least 0.")
         self.resolution = _resolution(path, np.concatenate(bins))
         numbers = [b // self.resolution for b in bins]
-        self._chroms: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._chroms = {}
         for chrom, lines in table.groupby("chrom").indices.items():
+            _check_bins(path, str(chrom), np.maximum(*bins)[lines], lines + 2, lengths)
             self._chroms[str(chrom)] = _lookup(numbers[0][lines], numbers[1][lines], values[lines])
 
-    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
-        out = np.full((len(tss), 2 * reach + 1), np.nan)
-        for chrom, lookup in self._chroms.items():
-            here = np.flatnonzero(chroms == chrom)
-            out[here] = self._rows(lookup, tss[here], reach)
-        return out
 
-    def _rows(self, lookup: tuple[np.ndarray, np.ndarray, np.ndarray], tss: np.ndarray, reach: int) -> np.ndarray:
-        covered, keys, values = lookup
-        own = (tss // self.resolution)[:, None]
-        other = own + np.arange(-reach, reach + 1)[None, :]
-        measured = np.isin(own, covered) & np.isin(other, covered)
-        wanted = _key(np.minimum(own, other), np.maximum(own, other))
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        out = np.where(keys[at] == wanted, values[at], 0.0)
-        return np.asarray(np.where(measured, out, np.nan))
+class JuicerSource(PairSource):
+    """RAWobserved files with their KRnorm or VCnorm, one pair of files a chromosome. See ``juicer.find_juicer_files``
+    for the arguments; chromosomes that `lengths` lacks are not read."""
+
+    def __init__(self, contacts: str, lengths: Mapping[str, int], value: str | None = None) -> None:
+        self.value, found = find_juicer_files(contacts, value)
+        check_chromosomes(found, lengths)
+        if value is None and self.value == "NONE":
+            log.warning("%s: no normalisation; raw counts are used.", contacts)
+        self._chroms = {}
+        resolutions = {}
+        for chrom in set(found) & set(lengths):
+            first, second, values, resolutions[chrom] = read_juicer(found[chrom], lengths[chrom])
+            self._chroms[chrom] = _lookup(first, second, values)
+        if len(set(resolutions.values())) > 1:
+            raise UserError(f"{contacts}: the files are of different resolutions ({_listed(resolutions)}).")
+        self.resolution = next(iter(resolutions.values()))
 
 
 class MapSource:
     """A .hic, .cool or .mcool map: the row of the TSS's bin. See ``maps.read_map`` for the arguments."""
 
-    def __init__(self, path: Path, resolution: int = RESOLUTION, value: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        resolution: int = RESOLUTION,
+        value: str | None = None,
+        lengths: Mapping[str, int] | None = None,
+    ) -> None:
         self._path = path
-        _, self.resolution, self.value = read_map(path, resolution, value, [], [], 0)
+        _, self.resolution, self.value = read_map(path, resolution, value, [], [], 0, lengths)
         if value is None and self.value == "NONE":
             log.warning("%s: no known normalisation; raw counts are used.", path)
 
@@ -135,8 +181,16 @@ def open_contacts(
     value: str | None = None,
     resolution: int = RESOLUTION,
     hint: str = "",
+    lengths: Mapping[str, int] | None = None,
 ) -> ContactSource:
-    """Opens what `contacts` names: the word powerlaw, a .hic, .cool or .mcool map, or a table.
+    """Opens what `contacts` names: the word powerlaw, a .hic, .cool or .mcool map, RAWobserved files, or a table.
+
+    Args:
+        columns: the two bin columns of a table.
+        value: the value column of a table, or the normalisation of the others.
+        resolution: bases a bin, of a .hic or .mcool.
+        hint: a file name with the assembly in it, for tables that have bins in several.
+        lengths: chromosome -> bases, from the FASTA; contacts of another assembly are refused.
 
     Raises:
         UserError: see the sources.
@@ -145,8 +199,10 @@ def open_contacts(
         return PowerLawSource()
     path = Path(contacts)
     if re.search(r"\.(hic|m?cool)$", path.name):
-        return MapSource(path, resolution, value)
-    return TableSource(path, columns, value, hint)
+        return MapSource(path, resolution, value, lengths)
+    if MARK in path.name:
+        return JuicerSource(contacts, lengths or {}, value)
+    return TableSource(path, columns, value, hint, lengths)
 
 
 def power_law_factor(rows: np.ndarray, law: PowerLaw, reach: int, resolution: int) -> float:
@@ -166,8 +222,42 @@ def fill_with_power_law(rows: np.ndarray, law: PowerLaw, factor: float, resoluti
     return np.where(np.isfinite(rows), rows, expected[None, :]).astype(np.float32)
 
 
+def too_little_coverage(rows: np.ndarray, factor: float) -> np.ndarray:
+    """bool (genes,): the bin of the TSS has too few contacts with itself for its row to mean anything.
+
+    ABC's qc_hic drops a gene whose promoter has less than 0.01 contacts with itself in a map whose rows sum to 1; the
+    units of such a map are those of the power law, so `factor` brings the threshold into those of the rows. False where
+    that contact was not measured.
+    """
+    return np.asarray(rows[:, rows.shape[1] // 2] < _COVERAGE * factor)
+
+
+def pseudocount(law: PowerLaw, distance: np.ndarray) -> np.ndarray:
+    """min(power law at the distance, power law at 1 Mb), same shape.
+
+    What ABC's add_hic_pseudocount adds to a contact, so that a pair not seen is not taken for one that never meets.
+    """
+    return np.minimum(law.contact(distance), law.contact(np.array(_PSEUDOCOUNT_DISTANCE)))
+
+
+def abc_contacts(rows: np.ndarray, law: PowerLaw, factor: float, resolution: int) -> np.ndarray:
+    """rows (genes, 2 * reach + 1), the TSS's row of the map, NaN where not measured -> float32, by ABC's recipe.
+
+    Genes with too little coverage take the power law, as does whatever was not measured; then the pseudocount is added.
+    All of it is in the units of the rows: `factor` times the power law.
+    """
+    rows = np.where(too_little_coverage(rows, factor)[:, None], np.nan, rows)
+    filled = fill_with_power_law(rows, law, factor, resolution)
+    added = factor * pseudocount(law, _distances(rows.shape[1] // 2, resolution))
+    return (filled + added[None, :]).astype(np.float32)
+
+
+def _distances(reach: int, resolution: int) -> np.ndarray:
+    return np.abs(np.arange(-reach, reach + 1)) * float(resolution)
+
+
 def _expected(law: PowerLaw, reach: int, resolution: int) -> np.ndarray:
-    return law.contact(np.abs(np.arange(-reach, reach + 1)) * float(resolution))
+    return law.contact(_distances(reach, resolution))
 
 
 def _key(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -181,6 +271,22 @@ def _lookup(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> tuple[
     keys = _key(np.minimum(first, second), np.maximum(first, second))
     order = np.argsort(keys, kind="stable")
     return covered, keys[order], values[order]
+
+
+def _check_bins(
+    path: Path, chrom: str, starts: np.ndarray, lines: np.ndarray, lengths: Mapping[str, int] | None
+) -> None:
+    outside = starts >= (lengths or {}).get(chrom, np.inf)
+    if lengths and outside.any():
+        at = int(outside.argmax())
+        raise UserError(
+            f"{path}: line {lines[at]}: the bin at {chrom}:{starts[at]:,} is outside {chrom}, which has "
+            f"{lengths[chrom]:,} bases in the FASTA; the two are of different assemblies."
+        )
+
+
+def _listed(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in sorted(numbers.items()))
 
 
 def _bin_columns(path: Path, names: list[str], hint: str) -> tuple[str, str]:

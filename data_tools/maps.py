@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ _NORMALIZATIONS = ("KR", "VC", "VC_SQRT", "SCALE", "weight", "ICE")
 
 
 def read_map(
-    path: Path, resolution: int, value: str | None, chroms: list[str], tss: list[int], reach: int
+    path: Path,
+    resolution: int,
+    value: str | None,
+    chroms: list[str],
+    tss: list[int],
+    reach: int,
+    lengths: Mapping[str, int] | None = None,
 ) -> tuple[np.ndarray, int, str]:
     """Contacts of the bin of each TSS with `reach` bins on each side.
 
@@ -28,6 +35,7 @@ def read_map(
         resolution: bases a bin, one of those in a .hic or .mcool; a .cool has one of its own.
         value: a normalisation of the file, "NONE" for raw counts; default the first there is of KR, VC, VC_SQRT,
             SCALE, weight, ICE, else NONE.
+        lengths: chromosome -> bases, from the FASTA; a map of another assembly is refused.
 
     Returns:
         float64 (genes, 2 * reach + 1), NaN where not measured; the resolution; the normalisation.
@@ -42,6 +50,7 @@ def read_map(
         "chroms": chroms,
         "tss": tss,
         "reach": reach,
+        "lengths": dict(lengths or {}),
     }
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.npz"
@@ -66,6 +75,7 @@ def main() -> None:
     try:
         file = _open(Path(request["path"]), request["resolution"])
         value = _normalization(request["path"], file, request["value"])
+        _check_lengths(request["path"], file, request["lengths"])
         rows = [
             _row(file, value, c, t, request["reach"]) for c, t in zip(request["chroms"], request["tss"], strict=True)
         ]
@@ -104,10 +114,26 @@ def _normalization(path: str, file: Any, value: str | None) -> str:
     return value
 
 
+def _check_lengths(path: str, file: Any, lengths: dict[str, int]) -> None:
+    there = dict(file.chromosomes())
+    for chrom, length in lengths.items():
+        name = _name(chrom, there)
+        if name is not None and there[name] != length:
+            raise UserError(
+                f"{path}: {name} has {there[name]:,} bases, but {length:,} in the FASTA; the two are of different "
+                "assemblies."
+            )
+
+
+def _name(chrom: str, there: dict[str, int]) -> str | None:
+    """What a map calls a chromosome: .hic files often leave the prefix chr out."""
+    return next((n for n in (chrom, chrom.removeprefix("chr"), f"chr{chrom}") if n in there), None)
+
+
 def _row(file: Any, value: str, chrom: str, tss: int, reach: int) -> np.ndarray:
     row = np.full(2 * reach + 1, np.nan)
     lengths = dict(file.chromosomes())
-    name = next((n for n in (chrom, chrom.removeprefix("chr"), f"chr{chrom}") if n in lengths), None)
+    name = _name(chrom, lengths)
     size = int(file.resolution())
     if name is None or tss >= lengths[name]:
         return row

@@ -17,6 +17,7 @@ from seq2exp.data_tools.bigwig import BigWig
 from seq2exp.data_tools.build import build
 from seq2exp.data_tools.config import BuildConfig
 from seq2exp.data_tools.contacts import ContactSource
+from seq2exp.data_tools.features import MRNA_FEATURES, PROMOTER_ACTIVITY
 from seq2exp.data_tools.genes import check_positions, check_strands, numbers
 from seq2exp.data_tools.official_contacts import BaseContacts, contact_file
 from seq2exp.data_tools.pickles import read_masks
@@ -28,17 +29,6 @@ from seq2exp.errors import UserError
 log = logging.getLogger(__name__)
 
 CELL_TYPES = ("K562", "GM12878", "H1")
-MRNA_FEATURES = (
-    "UTR5LEN_log10zscore",
-    "CDSLEN_log10zscore",
-    "INTRONLEN_log10zscore",
-    "UTR3LEN_log10zscore",
-    "UTR5GC",
-    "CDSGC",
-    "UTR3GC",
-    "ORFEXONDENSITY",
-)
-PROMOTER_ACTIVITY = "PromoterActivity"
 _ACTIVITY_COLUMNS = ("H3K27ac.RPM.TSS1Kb", "DHS.RPM.TSS1Kb")
 # The bigWigs of the paper, should a folder hold several.
 _TRACKS = {

@@ -1,9 +1,9 @@
-"""Text tables, BED files and chromosome names: what several readers share."""
+"""Text tables, BED and narrowPeak files, and chromosome names: what several readers share."""
 
 import gzip
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,33 @@ def check_file(path: Path, what: str) -> None:
         raise UserError(f"{path}: {what} is empty.")
 
 
+def is_gzip(path: Path) -> bool:
+    """Whether the file begins as gzip and bgzip files do."""
+    with path.open("rb") as handle:
+        return handle.read(2) == b"\x1f\x8b"
+
+
+def numbered_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line without its end) of a text file, gzip or not.
+
+    Raises:
+        UserError: not UTF-8 text, or truncated gzip.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if is_gzip(path) else path.open(encoding="utf-8") as text:
+            for number, line in enumerate(text, 1):
+                yield number, line.rstrip("\r\n")
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path}: not a readable {what} file ({first_line(error)}).") from error
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Reads a CSV or TSV with a header, gzip or not, as text; empty fields are "". Tabs in the header mean TSV.
 
     Raises:
         UserError: not a table, not UTF-8 text, truncated gzip, or two columns of one name.
     """
-    with path.open("rb") as handle:
-        packed = handle.read(2) == b"\x1f\x8b"
+    packed = is_gzip(path)
     try:
         with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as text:
             header = text.readline()
@@ -50,39 +69,52 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserWarning, EOFError, OSError, zlib.error) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not a readable CSV or TSV table ({_first_line(error)}).") from error
+        raise UserError(f"{path}: not a readable CSV or TSV table ({first_line(error)}).") from error
     return table.fillna("").rename(columns=str.strip)
 
 
 def read_bed(path: Path, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Reads BED intervals, chromosome -> int64 (n, 2) sorted and merged; chromosomes that `lengths` lacks are left out.
+    """Reads BED or narrowPeak intervals; chromosomes that `lengths` lacks are left out.
+
+    A file named .narrowPeak (or .narrowPeak.gz) must have its ten columns, the last the summit's distance from the
+    start or -1 (https://genome.ucsc.edu/FAQ/FAQformat.html#format12); of any other, three are read.
+
+    Returns:
+        chromosome -> int64 (n, 2), sorted, merged, half-open.
 
     Raises:
-        UserError: a line without three fields, or coordinates that are no interval of the chromosome.
+        UserError: a line without its fields, coordinates that are no interval of the chromosome, a summit outside its
+            peak, or none of the chromosomes in `lengths`.
     """
-    with path.open("rb") as handle:
-        packed = handle.read(2) == b"\x1f\x8b"
+    narrow = path.name.removesuffix(".gz").endswith(".narrowPeak")
     found: dict[str, list[tuple[int, int]]] = {}
-    try:
-        with gzip.open(path, "rt") if packed else path.open() as text:
-            for number, line in enumerate(text, 1):
-                fields = line.split()
-                if not fields or fields[0].startswith("#") or fields[0] in ("track", "browser"):
-                    continue
-                try:
-                    chrom, start, end = fields[0], int(fields[1]), int(fields[2])
-                except (IndexError, ValueError) as error:
-                    raise UserError(f"{path}: line {number} is not BED (chromosome, start, end).") from error
-                if chrom not in lengths:
-                    continue
-                if not 0 <= start < end <= lengths[chrom]:
-                    raise UserError(
-                        f"{path}: line {number}: {chrom}:{start}-{end} is not an interval of {chrom}, which has "
-                        f"{lengths[chrom]:,} bases."
-                    )
-                found.setdefault(chrom, []).append((start, end))
-    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable BED file ({_first_line(error)}).") from error
+    unknown = ""
+    for number, line in numbered_lines(path, "BED"):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or line.startswith("#") or line.split()[0] in ("track", "browser"):
+            continue
+        try:
+            chrom, start, end = fields[0].strip(), int(fields[1]), int(fields[2])
+            summit = int(fields[9]) if narrow else -1
+        except (IndexError, ValueError) as error:
+            form = "narrowPeak (10 columns, the last a whole number)" if narrow else "BED (chromosome, start, end)"
+            raise UserError(f"{path}: line {number} is not {form}.") from error
+        if chrom not in lengths:
+            unknown = unknown or chrom
+            continue
+        if not 0 <= start < end <= lengths[chrom]:
+            raise UserError(
+                f"{path}: line {number}: {chrom}:{start}-{end} is not an interval of {chrom}, which has "
+                f"{lengths[chrom]:,} bases."
+            )
+        if not -1 <= summit < end - start:
+            raise UserError(
+                f"{path}: line {number}: the summit, {summit}, is not within the {end - start:,} bases of the peak."
+            )
+        found.setdefault(chrom, []).append((start, end))
+    if unknown and not found:
+        closest = closest_chromosome(unknown, lengths)
+        raise UserError(f"{path}: none of its chromosomes is one of the genes': {unknown!r} is not{closest}.")
     return {chrom: _merge(sorted(intervals)) for chrom, intervals in found.items()}
 
 
@@ -95,6 +127,11 @@ def closest_chromosome(name: str, known: Iterable[str]) -> str:
     return f", which has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return str(error).strip().split("\n")[0]
+
+
 def _merge(intervals: list[tuple[int, int]]) -> np.ndarray:
     merged: list[list[int]] = []
     for start, end in intervals:
@@ -103,7 +140,3 @@ def _merge(intervals: list[tuple[int, int]]) -> np.ndarray:
         else:
             merged.append([start, end])
     return np.array(merged, dtype=np.int64).reshape(-1, 2)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

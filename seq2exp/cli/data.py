@@ -15,6 +15,7 @@ from seq2exp.data_tools import BuildConfig, SimulationParameters, Store, open_st
 from seq2exp.data_tools.build import build
 from seq2exp.data_tools.fetch import MIRROR, fetch
 from seq2exp.data_tools.official import import_official
+from seq2exp.data_tools.peaks import call_peaks
 from seq2exp.data_tools.public_genes import FOLD
 from seq2exp.errors import UserError
 
@@ -61,35 +62,50 @@ def build_command(
     config: Annotated[Path | None, typer.Argument(help="YAML file with these options as fields.")] = None,
     fasta: Annotated[Path | None, typer.Option(help="Genome, plain, gzip or bgzip.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="NAME=FILE.bw; repeat for each track.")] = None,
-    contacts: Annotated[str | None, typer.Option(help="Contact table, .hic, .cool, .mcool, or: powerlaw.")] = None,
+    contacts: Annotated[
+        str | None, typer.Option(help="Contact table, .hic, .cool, .mcool, RAWobserved, or: powerlaw.")
+    ] = None,
     genes: Annotated[Path | None, typer.Option(help="Gene table, CSV or TSV.")] = None,
+    gtf: Annotated[Path | None, typer.Option(help="Annotation, with --expression in place of --genes.")] = None,
+    expression: Annotated[Path | None, typer.Option(help="Table with gene id, target, split, features.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of the gene table to predict.")] = None,
+    log_target: Annotated[bool, typer.Option("--log-target", help="Predict log10(1 + target).")] = False,
     split: Annotated[str | None, typer.Option(help="Column of the gene table: train, valid, test.")] = None,
     out: Annotated[Path | None, typer.Option(help="The store to write.")] = None,
     features: Annotated[list[str] | None, typer.Option(help="Numeric columns, comma-separated or repeated.")] = None,
+    mrna: Annotated[Path | None, typer.Option(help="Table of gene id and the eight mRNA features.")] = None,
+    promoter_activity: Annotated[
+        str | None, typer.Option(help="H3K27ac,DNase: two tracks; adds sqrt(product) at TSS +- 500 as a feature.")
+    ] = None,
     columns: Annotated[
         list[str] | None, typer.Option(help="ROLE=COLUMN for gene_id, gene_name, chrom, tss, strand; repeat.")
     ] = None,
     contact_bins: Annotated[str | None, typer.Option(help="The two bin columns of a contact table: A,B.")] = None,
     contact_value: Annotated[str | None, typer.Option(help="Its value column, or a map's normalisation.")] = None,
+    contact_recipe: Annotated[
+        str | None, typer.Option(help="measured (as they are), or abc: coverage test and pseudocount too.")
+    ] = None,
     contact_resolution: Annotated[int | None, typer.Option(help="Bases a bin, of .hic and .mcool.")] = None,
     contact_reach: Annotated[int | None, typer.Option(help="Bins kept on each side of a TSS.")] = None,
     powerlaw_gamma: Annotated[float | None, typer.Option(help="Exponent of the power law.")] = None,
     powerlaw_scale: Annotated[float | None, typer.Option(help="Scale of the power law.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="BED: bases never selected.")] = None,
     include: Annotated[Path | None, typer.Option(help="BED: bases always selected.")] = None,
+    peaks: Annotated[Path | None, typer.Option(help="narrowPeak or BED, kept as intervals.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, each with a chromosome in memory (1).")] = None,
 ) -> None:
     """Builds a store from genome, tracks, contacts and genes; the same command again finishes an interrupted build."""
     options = {name: value for name, value in locals().items() if name != "config" and value not in (None, [])}
+    if not log_target:
+        del options["log_target"]  # a flag that is not given does not overrule the file
     if "track" in options:
         options["track"] = _pairs("--track", options["track"])
     if "columns" in options:
         options["columns"] = _pairs("--columns", options["columns"])
     if "features" in options:
         options["features"] = [name.strip() for text in options["features"] for name in text.split(",")]
-    if "contact_bins" in options:
-        options["contact_bins"] = tuple(options["contact_bins"].split(","))
+    for name in {"contact_bins", "promoter_activity"} & set(options):
+        options[name] = tuple(options[name].split(","))
     parsed = BuildConfig.from_yaml(config, **options) if config else BuildConfig.parse(**options)
     with _log() as console:
         store = build(parsed, progress=console.is_terminal)
@@ -123,6 +139,19 @@ def fetch_command(
         command = fetch(preset, out, mirror=mirror, progress=console.is_terminal)
     typer.echo("All files are there and checked. Next:")
     typer.echo(command)
+
+
+@app.command("peaks")
+def peaks_command(
+    track: Annotated[Path, typer.Argument(help="A bigWig.")],
+    out: Annotated[Path, typer.Option(help="The narrowPeak file to write.")],
+    cutoff: Annotated[float, typer.Option(help="Least value of a peak, in the units of the track.")],
+    min_length: Annotated[int, typer.Option(help="Bases.")] = 200,
+    max_gap: Annotated[int, typer.Option(help="Bases between stretches that are one peak.")] = 30,
+) -> None:
+    """Calls the peaks of a track with MACS3 (bdgpeakcall), a program to be installed apart; for data build --peaks."""
+    count = call_peaks(track, out, cutoff=cutoff, min_length=min_length, max_gap=max_gap)
+    typer.echo(f"{out}: {count:,} peaks.")
 
 
 @app.command("info")
@@ -175,7 +204,8 @@ def _describe(store: Store, console: Console) -> None:
         count, covered = store.region_size(role)
         table.add_row(role, f"{count:,} intervals, {covered:,} bases")
     table.add_row("genes", _gene_words(store))
-    table.add_row("target, split", f"{info['target']}, {info['split'] or 'none'}")
+    target = f"log10(1 + {info['target']})" if info.get("log_target") else info["target"]
+    table.add_row("target, split", f"{target}, {info['split'] or 'none'}")
     table.add_row("features", ", ".join(store.feature_names) or "none")
     for note in info["notes"]:
         table.add_row("note", note)

@@ -17,6 +17,7 @@ import zarr
 from seq2exp.data_tools import BuildConfig, build_store, open_store
 from seq2exp.data_tools import workspace as workspace_module
 from seq2exp.data_tools.bigwig import BigWig, storage_dtype, write_bigwig
+from seq2exp.data_tools.contacts import PowerLaw
 from seq2exp.data_tools.fasta import read_codes, write_fasta
 from seq2exp.errors import UserError
 
@@ -90,6 +91,20 @@ def test_features_regions_and_contacts(inputs, tmp_path):
     np.testing.assert_allclose(store.contacts(0, 1_500, 2_500), beyond, rtol=1e-5)
     np.testing.assert_allclose(store.contacts(2, 0, 1_500), beyond, rtol=1e-5)
     assert store.info["contacts"]["power_law_chromosomes"] == ["chr2"]
+
+
+def test_the_abc_recipe_and_genes_without_contacts(inputs, tmp_path, caplog):
+    fields = {**inputs, "contacts": str(tmp_path / "contacts.tsv"), "contact_reach": 3}
+    genes(inputs, inputs["genes"].read_text().replace("G2,chr1,2900", "G2,chr1,1700"))
+    plain = build_store(**fields)
+    assert "no contacts of chr2" in caplog.text and "1 genes have no contacts, or too few (G2, ...)" in caplog.text
+    store = build_store(**{**fields, "out": tmp_path / "abc.zarr"}, contact_recipe="abc")
+    added = plain.info["contacts"]["power_law"]["factor"] * PowerLaw().contact(np.array(1e6))
+    for row in range(3):
+        np.testing.assert_allclose(
+            10 ** store.contacts(row, 0, 1_500), 10 ** plain.contacts(row, 0, 1_500) + added, rtol=1e-5
+        )
+    assert store.info["contacts"]["recipe"] == "abc" and plain.info["contacts"]["recipe"] == "measured"
 
 
 def test_power_law_alone(inputs):

@@ -9,9 +9,12 @@ from seq2exp.data_tools.contacts import (
     MapSource,
     PowerLaw,
     TableSource,
+    abc_contacts,
     fill_with_power_law,
     open_contacts,
     power_law_factor,
+    pseudocount,
+    too_little_coverage,
 )
 from seq2exp.errors import UserError
 
@@ -132,3 +135,38 @@ def test_damaged_map(tmp_path, name):
     (tmp_path / name).write_bytes(b"HIC\0" + bytes(40))
     with pytest.raises(UserError, match=name):
         open_contacts(str(tmp_path / name))
+
+
+def test_a_map_of_another_assembly(tmp_path):
+    path = write_map(tmp_path / "map.hic")
+    with pytest.raises(UserError, match=r"map\.hic: chr1 has 28,000 bases, but 27,000 in the FASTA"):
+        open_contacts(str(path), lengths={"chr1": 27_000})
+    text = "chrom\tbin1\tbin2\tvalue\nchr1\t0\t5000\t1\nchr1\t5000\t30000\t2\n"
+    with pytest.raises(UserError, match=r"line 3: the bin at chr1:30,000 is outside chr1, which has 28,000 bases"):
+        open_contacts(str(table(tmp_path, text)), lengths={"chr1": 28_000})
+
+
+# --- the recipe of the ABC model -----------------------------------------------------------------------------------
+
+
+def test_too_little_coverage_is_a_promoter_s_contact_with_itself():
+    rows = np.array([[9.0, 0.9, 9.0], [0.0, 1.1, 0.0], [9.0, np.nan, 9.0], [np.nan] * 3])
+    assert too_little_coverage(rows, factor=100).tolist() == [True, False, False, False]
+    assert not too_little_coverage(rows, factor=1).any()
+
+
+def test_pseudocount_is_the_power_law_s_at_1_mb_or_beyond():
+    law = PowerLaw()
+    distance = np.array([0.0, 1e4, 1e6, 4e6])
+    at_1_mb, at_4_mb = law.contact(distance[2:])
+    np.testing.assert_allclose(pseudocount(law, distance), [at_1_mb, at_1_mb, at_1_mb, at_4_mb])
+
+
+def test_abc_contacts_by_hand():
+    law, expected = PowerLaw(), PowerLaw().contact(np.array([5e3, 0.0, 5e3]))
+    rows = np.array([[4.0, 30.0, np.nan], [7.0, 0.0, 7.0], [np.nan] * 3])
+    added = 20 * law.contact(np.array(1e6))
+    found = abc_contacts(rows, law, factor=20, resolution=5_000)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0], np.array([4.0, 30.0, 20 * expected[2]]) + added, rtol=1e-6)
+    np.testing.assert_allclose(found[1:], [20 * expected + added] * 2, rtol=1e-6)

@@ -12,7 +12,10 @@ import pytest
 from pyfaidx import Fasta
 
 from seq2exp.data_tools import GeneWindows, Store, build_store
-from seq2exp.data_tools.contacts import PowerLaw
+from seq2exp.data_tools.contacts import PowerLaw, open_contacts
+from seq2exp.data_tools.features import MRNA_FEATURES, read_mrna_features
+from seq2exp.data_tools.gtf import read_gtf
+from seq2exp.data_tools.tables import read_bed
 from seq2exp.errors import UserError
 
 pytestmark = pytest.mark.realdata
@@ -58,8 +61,8 @@ def test_tracks_equal_the_bigwigs_at_random_positions(store, fields):
         for chrom in ("chr20", "chr22"):
             covered = [p for s, e, _ in (file.intervals(chrom) or ())[:2_000] for p in (s, e - 1)]
             positions = [
-                *rng.integers(0, store.chromosomes[chrom], 400).tolist(),
-                *rng.permutation(covered)[:200].tolist(),
+                *rng.integers(0, store.chromosomes[chrom], 600).tolist(),
+                *rng.permutation(covered)[:400].tolist(),
             ]
             source = [file.values(chrom, p, p + 1)[0] for p in positions]
             found = [store.track(name, chrom, p, p + 1)[0] for p in positions]
@@ -129,3 +132,89 @@ def test_tracks_of_another_assembly(fields, realdata, tmp_path):
     other = realdata / "extra_hg19" / "CoolBox_chr9_4-6Mb_K562_H3K27ac.bigwig"
     with pytest.raises(UserError, match=r"chr20 has 63,025,520 bases, but 10,000,000|no chromosome 'chr20'"):
         build_store(**{**fields, "out": tmp_path / "s.zarr", "track": {"H3K27ac": other}})
+
+
+# --- the other real files: hg19, and formats that the store above has none of -------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hg19(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """chr9 without its sequence, which is not at hand: the two bigWigs, and the genes of the GTF."""
+    folder, extra = tmp_path_factory.mktemp("hg19"), realdata / "extra_hg19"
+    length = pyBigWig.open(str(extra / "CoolBox_chr9_4-6Mb_K562_RNA.bigwig")).chroms()["chr9"]
+    (folder / "chr9.fa").write_bytes(b">chr9\n" + b"N" * length + b"\n")
+    annotated = read_gtf(extra / "CoolBox_chr9_4-6Mb.hg19.gtf.gz")
+    table = pd.DataFrame({"gene_id": annotated.index, "TPM": np.arange(float(len(annotated)))})
+    table.to_csv(folder / "expression.tsv", sep="\t", index=False)
+    return build_store(
+        out=folder / "store.zarr",
+        fasta=folder / "chr9.fa",
+        track={name: extra / f"CoolBox_chr9_4-6Mb_K562_{name}.bigwig" for name in ("H3K27ac", "RNA")},
+        gtf=extra / "CoolBox_chr9_4-6Mb.hg19.gtf.gz",
+        expression=folder / "expression.tsv",
+        target="TPM",
+        log_target=True,
+        promoter_activity=("H3K27ac", "RNA"),
+    )
+
+
+def test_other_bigwigs_at_random_positions(hg19, realdata):
+    rng = np.random.default_rng(2)
+    for name in hg19.tracks:
+        file = pyBigWig.open(str(realdata / "extra_hg19" / f"CoolBox_chr9_4-6Mb_K562_{name}.bigwig"))
+        positions = rng.integers(4_000_000, 6_000_000, 1_000).tolist()
+        source = np.nan_to_num([file.values("chr9", p, p + 1)[0] for p in positions])
+        found = [hg19.track(name, "chr9", p, p + 1)[0] for p in positions]
+        np.testing.assert_allclose(found, source, rtol=1e-3)
+        assert np.count_nonzero(found) > 100
+
+
+def test_genes_of_the_gtf(hg19, realdata):
+    with gzip.open(realdata / "extra_hg19" / "CoolBox_chr9_4-6Mb.hg19.gtf.gz", "rt") as text:
+        lines = [line.split("\t") for line in text if line.split("\t")[2] == "gene"]
+    assert len(hg19.genes) == len(lines) == 55
+    for (_, gene), fields in zip(hg19.genes.iterrows(), lines, strict=True):
+        assert f'gene_id "{gene["gene_id"]}"' in fields[8] and f'gene_name "{gene["gene_name"]}"' in fields[8]
+        end = int(fields[3]) if fields[6] == "+" else int(fields[4])
+        assert (gene["tss"], gene["strand"]) == (end - 1, fields[6])
+    np.testing.assert_allclose(hg19.genes["target"], np.log10(1 + np.arange(55.0)))
+    assert hg19.genes["PromoterActivity"].max() > 100 and (hg19.genes["PromoterActivity"] >= 0).all()
+
+
+def test_juicer_files_give_the_published_normalised_contacts(realdata):
+    """RAWobserved and KRnorm of hg19 against the table of the same map, normalised elsewhere."""
+    source = open_contacts(
+        str(realdata / "extra_hg19" / "K562.chr22.5kb.RAWobserved.gz"), lengths={"chr22": 51_304_566}
+    )
+    assert (source.value, source.resolution) == ("KR", 5_000)
+    table = pd.read_csv(realdata / "hg38" / "hic" / "K562_HiC.chr22.5kb.hg38.tsv.gz", sep="\t")
+    table = table[np.isfinite(table["KR_norm"])].sample(1_000, random_state=0)
+    rows = source.rows(np.full(1_000, "chr22"), table["bin1_hg19"].to_numpy() + 2_500, reach=200)
+    apart = (table["bin2_hg19"] - table["bin1_hg19"]).to_numpy() // 5_000
+    near = apart <= 200
+    assert near.sum() > 900
+    found = rows[np.arange(1_000)[near], 200 + apart[near]]
+    np.testing.assert_allclose(found, table["KR_norm"].to_numpy()[near], rtol=2e-3, atol=0.01)
+
+
+def test_juicer_files_of_another_assembly(realdata):
+    with pytest.raises(UserError, match=r"KRnorm\.gz: has 10,263 lines, but the chromosome has 10,361 bins"):
+        open_contacts(str(realdata / "extra_hg19" / "K562.chr22.5kb.RAWobserved.gz"), lengths={"chr22": 51_804_566})
+
+
+def test_mrna_features_of_the_public_table(realdata):
+    path = realdata / "formats" / "EPInformer_mRNA_halflife_features.SAMPLE.csv"
+    table = pd.read_csv(path)
+    found = read_mrna_features(path, table["gene_id"] + ".7")
+    np.testing.assert_array_equal(found, table[list(MRNA_FEATURES)])
+
+
+def test_fragments_serve_as_bed(store, realdata):
+    path = realdata / "hg38" / "signal" / "ATAC_esATAC.fragments.chr20.hg38.bed.gz"
+    found = read_bed(path, store.chromosomes)["chr20"]
+    table = pd.read_csv(path, sep="\t", header=None)
+    covered = np.zeros(store.chromosomes["chr20"], dtype=bool)
+    for start, end in zip(table[1], table[2], strict=True):
+        covered[start:end] = True
+    assert (found[:, 1] - found[:, 0]).sum() == covered.sum()
+    assert all(covered[start:end].all() for start, end in found.tolist())
