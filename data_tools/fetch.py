@@ -133,10 +133,11 @@ def fetch(preset: str, out: Path | None = None, *, mirror: str | None = None, pr
 def build_command(paths: dict[str, Path], genes: Path, store: Path) -> str:
     """`seq2exp data build` with the fetched files; paths: role -> file."""
     words: list[object] = ["seq2exp", "data", "build", "--fasta", paths["fasta"]]
-    for track in ("H3K27ac", "DNase"):
-        words += ["--track", f"{track}={paths[track]}"]
-    words += ["--contacts", paths["contacts"], "--genes", genes, "--target", "CAGE", "--split", "split"]
-    return shlex.join(map(str, [*words, "--out", store]))
+    words += [word for name in ("H3K27ac", "DNase") for word in ("--track", f"{name}={paths[name]}")]
+    words += ["--contacts", paths["contacts"], "--contact-value", "VC"]
+    words += ["--genes", genes, "--target", "CAGE", "--log-target", "--split", "split"]
+    words += ["--mrna", paths["mRNA features"], "--promoter-activity", "H3K27ac,DNase", "--out", store]
+    return shlex.join(map(str, words))
 
 
 def _fetch_one(file: PublicFile, path: Path, recorded: str | None, mirror: str | None, progress: bool) -> str:

@@ -64,7 +64,6 @@ class OfficialConfig(BuildConfig):
     splits: Path
     lengths: Path
     cage: Path | None = None
-    peaks: Path | None = None
     contact_chromosomes: list[str]
     contact_reach: int = 21  # windows of 200 kb, whatever the position of the TSS in its bin
 
@@ -109,6 +108,7 @@ class OfficialConfig(BuildConfig):
             out=out,
             track={name: found.pop(name) for name in _TRACKS},
             target=column,
+            log_target=target == "cage",
             split=fold,
             features=[*MRNA_FEATURES, PROMOTER_ACTIVITY],
             contacts=str(hic),

@@ -60,9 +60,6 @@ class BaseContacts:
                         kept = slice(max(-at, 0), max(2 * reach + 1 - at, 0))
                         out[row, max(at, 0) : max(at, 0) + len(means[kept])] = means[kept]
                         uneven += not even
-        missing = int(np.isnan(out).all(axis=1).sum())
-        if missing:
-            log.warning("%s: %d genes have no contacts; they take the power law.", self._folder, missing)
         if uneven:
             log.warning(
                 "%s: the contacts of %d genes are not constant over bins of %d bases; the means are kept.",
