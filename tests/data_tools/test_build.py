@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 
@@ -334,6 +335,24 @@ def test_a_killed_worker_keeps_the_finished_parts(tmp_path):
     with pytest.raises(OSError, match="worker process was killed"):
         work.write([workspace_module.Job("sequence/chr1", os.abort)], 2, lambda _: None)
     assert work.path.exists()
+
+
+def test_workers_end_with_a_killed_build(simulated, store, tmp_path):
+    """SIGKILL while two workers write: none of them goes on, and the same call finishes the store."""
+    fields = {**simulation_fields(simulated), "out": tmp_path / "killed.zarr"}
+    code = "import json, sys; from seq2exp.data_tools import build_store; "
+    code += "build_store(workers=2, **json.loads(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(fields, default=str)])
+    noted = tmp_path / "killed.zarr.partial" / "build.json"
+    while not noted.exists() or not json.loads(noted.read_text())["finished"]:
+        time.sleep(0.01)
+        assert process.poll() is None
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert len(gone) >= 2 and not alive
+    assert build_store(**fields).genes.equals(store.genes)
 
 
 # --- kills, full disks, existing stores -------------------------------------------------------------------------------
