@@ -21,6 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from seq2exp.data_tools.arrays import write_small_array
 from seq2exp.data_tools.bigwig import BigWig, storage_dtype
 from seq2exp.data_tools.config import BuildConfig
 from seq2exp.data_tools.contacts import (
@@ -139,20 +140,19 @@ def _write_header(config: BuildConfig, inputs: _Inputs, work: Workspace, provena
     contacts = None
     if inputs.contacts is not None:
         values, described = _contact_rows(config, inputs.contacts, inputs.genes)
-        array = work.group.create_array(
-            "contacts", data=values, chunks=(min(len(values), 1024), values.shape[1]), overwrite=True
-        )
+        chunks = min(len(values), 1024), values.shape[1]
+        array = write_small_array(work.group, "contacts", values, chunks)
         contacts = described
         array.attrs.put(described)
     for number, (name, column) in enumerate(inputs.genes.items()):
         values = column.to_numpy()
         if values.dtype.kind in "OTU" or isinstance(column.dtype, pd.StringDtype):
             values = np.array(column.astype(str).tolist(), dtype=np.dtypes.StringDType())
-        array = work.group.create_array(f"genes/{number}", data=values, overwrite=True)
+        array = write_small_array(work.group, f"genes/{number}", values)
         array.attrs["name"] = str(name)
     for role, regions in inputs.regions.items():
         for chrom, intervals in regions.items():
-            work.group.create_array(f"{role}/{chrom}", data=intervals, overwrite=True)
+            write_small_array(work.group, f"{role}/{chrom}", intervals)
     work.publish(
         {
             "format": FORMAT,

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from seq2exp.data_tools.arrays import ChunkCache, ChunkedArray
+from seq2exp.data_tools.arrays import CACHE_BYTES, ChunkCache, ChunkedArray
 from seq2exp.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 1: zstd for the sequence too, no checksums on what is read as a whole
 REGIONS = ("exclude", "include", "peaks")
 _BASE_COLUMNS = ("gene_id", "gene_name", "chrom", "tss", "strand", "target", "split")
 
@@ -21,13 +21,16 @@ def partial_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def open_store(path: str | Path) -> "Store":
+def open_store(path: str | Path, cache_bytes: int = CACHE_BYTES) -> "Store":
     """Opens a finished store for reading.
+
+    Args:
+        cache_bytes: how much decoded sequence and signal each process keeps at most; 0: nothing.
 
     Raises:
         UserError: no store, an unfinished one, or one of a newer format.
     """
-    return Store(Path(path))
+    return Store(Path(path), cache_bytes)
 
 
 class Store:
@@ -45,7 +48,7 @@ class Store:
         feature_names: the feature columns.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.path = path.absolute()
         self.info = _read_header(path)
         self.chromosomes: dict[str, int] = dict(self.info["chromosomes"])
@@ -64,12 +67,14 @@ class Store:
                 for role in REGIONS
             }
         except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: the store is damaged ({error}); build it again.") from error
-        self._cache = ChunkCache()
+            raise UserError(f"{path}: the store is damaged ({error}); {self._remedy}.") from error
+        self._cache = ChunkCache(cache_bytes)
         self._arrays: dict[str, ChunkedArray] = {}
+        self._chroms = self.genes["chrom"].to_numpy()
+        self._tss = self.genes["tss"].to_numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.path,)
+        return open_store, (self.path, self._cache.limit)
 
     def __repr__(self) -> str:
         return f"Store({self.path}: {len(self.genes)} genes, tracks {', '.join(self.tracks)})"
@@ -83,12 +88,21 @@ class Store:
 
     def track(self, name: str, chrom: str, start: int, end: int) -> np.ndarray:
         """float32 (end - start,): the signal over [start, end); 0 outside the chromosome and where unmeasured."""
+        out = np.zeros(end - start, dtype=np.float32)
+        self.read_track(name, chrom, start, end, out)
+        return out
+
+    def read_track(self, name: str, chrom: str, start: int, end: int, out: np.ndarray) -> None:
+        """Puts the signal over [start, end) into out (end - start,), casting; out stays as it is outside the
+        chromosome."""
         if name not in self.tracks:
             raise UserError(f"{self.path}: no track {name!r}; the tracks are {', '.join(self.tracks)}.")
         self._check(chrom, start, end)
-        out = np.zeros(end - start, dtype=np.float32)
         self._array(f"tracks/{name}/{chrom}").read(start, end, out)
-        return out
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Chromosome and TSS of gene `row`."""
+        return str(self._chroms[row]), int(self._tss[row])
 
     def contacts(self, row: int, start: int, end: int) -> np.ndarray:
         """float32 (end - start,): log10(1 + contact) of each base with the TSS of gene `row`; 0 outside its chromosome.
@@ -96,26 +110,33 @@ class Store:
         Raises:
             UserError: the store has no contacts, or they do not reach that far.
         """
+        bins, (offset, low, high) = self.contact_bins(row, start, end)
+        out = np.zeros(end - start, dtype=np.float32)
+        out[low:high] = np.repeat(bins, self.contact_resolution)[offset + low : offset + high]
+        return out
+
+    def contact_bins(self, row: int, start: int, end: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """As ``contacts``, by bins: float32 ((end - start - 1) // resolution + 2,) and (offset, low, high): base j of
+        the window lies in bin (offset + j) // resolution when low <= j < high, else outside the chromosome."""
         if self._contacts is None:
             raise UserError(f"{self.path}: holds no contacts; build it with --contacts.")
         size, reach = self.contact_resolution, self.contact_reach
-        chrom, tss = self.genes.at[row, "chrom"], int(self.genes.at[row, "tss"])
+        chrom, tss = self.place(row)
         self._check(chrom, start, end)
-        origin = (tss // size - reach) * size  # of the stored row
+        bins = np.zeros((end - start - 1) // size + 2, dtype=np.float32)
         low, high = max(start, 0), min(end, self.chromosomes[chrom])
-        out = np.zeros(end - start, dtype=np.float32)
         if low >= high:
-            return out
-        first, last = (low - origin) // size, (high - 1 - origin) // size
+            return bins, (0, 0, 0)
+        column = tss // size - reach  # the bin of the chromosome that is column 0 of the stored row
+        first, last = low // size - column, (high - 1) // size - column
         if first < 0 or last > 2 * reach:
             raise UserError(
                 f"{self.path}: contacts reach {reach * size:,} bases from a TSS, the window {chrom}:{start}-{end} "
                 "more; build the store with a larger --contact-reach."
             )
-        bins = np.log10(1 + self._contacts[row, first : last + 1])
-        offset = low - origin - first * size
-        out[low - start : high - start] = np.repeat(bins, size)[offset : offset + high - low]
-        return out
+        to = low // size - start // size
+        bins[to : to + last + 1 - first] = np.log10(1 + self._contacts[row, first : last + 1])
+        return bins, (start % size, low - start, high - start)
 
     def regions(self, role: str, chrom: str, start: int, end: int) -> np.ndarray:
         """bool (end - start,): the bases of [start, end) in the intervals of a role of ``REGIONS``."""
@@ -138,9 +159,13 @@ class Store:
         intervals = list(self._regions[role].values())
         return sum(map(len, intervals)), sum(int((i[:, 1] - i[:, 0]).sum()) for i in intervals)
 
+    @property
+    def _remedy(self) -> str:
+        return f"rebuild what is damaged with `seq2exp data repair {self.path}`"
+
     def _array(self, name: str) -> ChunkedArray:
         if name not in self._arrays:
-            self._arrays[name] = ChunkedArray(self.path / name, self._cache)
+            self._arrays[name] = ChunkedArray(self.path / name, self._cache, self._remedy)
         return self._arrays[name]
 
     def _check(self, chrom: str, start: int, end: int) -> None:
@@ -162,9 +187,11 @@ def _read_header(path: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads((path / "zarr.json").read_text())["attributes"]["seq2exp"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a finished seq2exp store; build one with `seq2exp data build`.") from error
-    if header.get("format") != FORMAT:
+    found = header.get("format")
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
         raise UserError(
-            f"{path}: store format {header.get('format')}, this version reads {FORMAT}; update seq2exp or build again."
+            f"{path}: the store has format {found}, this version of seq2exp reads up to {FORMAT}; update seq2exp, or "
+            "build the store again."
         )
     return header
 

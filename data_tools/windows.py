@@ -8,10 +8,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from seq2exp.data_tools.batches import expand, stack
 from seq2exp.data_tools.store import Store, open_store
 from seq2exp.errors import UserError
+from seq2exp.seeds import derive_seed
 
 log = logging.getLogger(__name__)
+
+_COMPLEMENT = np.array([3, 2, 1, 0, 4], dtype=np.uint8)
+_ALL_SEEDS = 2**63
 
 
 class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -19,7 +24,7 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
 
     Safe in DataLoader workers, forked or spawned: only paths cross into them.
 
-    An item is a dict of
+    ``windows[i]``, or ``windows[i, epoch]`` where windows are shifted or reversed at random, is a dict of
         sequence: uint8 (length,), A C G T N = 0..4, N past chromosome ends
         signals: float32 (length, tracks), the store's tracks in order, then log10(1 + contact) when it has contacts
         gene_features: float32 (features,)
@@ -27,24 +32,69 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
         exclude, include: bool (length,)
         gene_id: str;  chrom: str;  start: int, the window's first base;  row: int, the gene's row in store.genes
 
+    A compact item is what travels to a GPU, 7.25 bytes a base with three tracks; ``expand`` makes the above of a batch
+    of them, bit by bit. In place of signals, exclude and include it has
+        tracks: (tracks, length), float16 when the store holds all of them so, else float32
+        contact_bins: float32 (bins,), log10(1 + contact) of (length - 1) // resolution + 2 bins
+        contact_place: int64 (4,), resolution, offset, low, high: base j lies in bin (offset + j) // resolution when
+            low <= j < high, else outside the chromosome
+        exclude_bits, include_bits: uint8 (ceil(length / 8),), a bit a base, the first base the highest bit
+
     Args:
-        store: a store or its path.
+        store: a store or its path. How much of it each process keeps decoded: ``open_store(path, cache_bytes)``.
         length: bases.
         split: only the genes of this split; None: of all.
         require_target: leave out genes without a target (their number is logged).
+        compact: items as described above.
+        max_shift: move each window by up to so many bases, all shifts alike.
+        rc_augmentation: probability with which a window is read from the other strand: the sequence reversed and
+            complemented, all else along the window reversed.
+        seed: shift and strand are functions of (seed, epoch, row) and nothing else.
 
     Raises:
         UserError: an unknown split, no gene left, or contacts that do not reach over the window.
     """
 
     def __init__(
-        self, store: Store | str | Path, length: int = 200_000, split: str | None = None, require_target: bool = True
+        self,
+        store: Store | str | Path,
+        length: int = 200_000,
+        split: str | None = None,
+        require_target: bool = True,
+        *,
+        compact: bool = False,
+        max_shift: int = 0,
+        rc_augmentation: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.length = length
         self.split = split
+        self.compact = compact
+        self.max_shift, self.rc_augmentation, self.seed = max_shift, rc_augmentation, seed
         if length < 1:
             raise UserError(f"The window length is {length}; it must be at least 1.")
+        if max_shift < 0 or not 0 <= rc_augmentation <= 1:
+            raise UserError(
+                f"max_shift is {max_shift} and rc_augmentation {rc_augmentation}; they must be at least 0, and between "
+                "0 and 1."
+            )
+        self.genes: pd.DataFrame = self._choose(split, require_target)
+        self.rows: np.ndarray = self.genes.index.to_numpy(np.int64)
+        covered = (2 * self.store.contact_reach - 1) * self.store.contact_resolution
+        if self.store.has_contacts and length + 2 * max_shift > covered:
+            shifted = f" shifted by up to {max_shift:,}" if max_shift else ""
+            raise UserError(
+                f"{self.store.path}: its contacts cover windows of up to {covered:,} bases, not {length:,}{shifted}; "
+                "build the store with a larger --contact-reach."
+            )
+        self._target = torch.tensor(self.genes["target"].to_numpy(np.float32))
+        self._features = torch.tensor(self.genes[self.store.feature_names].to_numpy(np.float32))
+        used = {(name, chrom) for name in self.store.tracks for chrom in self.genes["chrom"].unique()}
+        wide = any(self.store.track_dtype(name, chrom) != "float16" for name, chrom in used)
+        self._dtype = np.dtype(np.float32 if wide else np.float16)
+
+    def _choose(self, split: str | None, require_target: bool) -> pd.DataFrame:
         genes = self.store.genes
         if split is not None:
             there = sorted(set(genes["split"]) - {""})
@@ -64,14 +114,7 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
             genes = genes[genes["target"].notna()]
         if genes.empty:
             raise UserError(f"{self.store.path}: no gene{f' of split {split}' if split else ''} has a target.")
-        covered = (2 * self.store.contact_reach - 1) * self.store.contact_resolution
-        if self.store.has_contacts and length > covered:
-            raise UserError(
-                f"{self.store.path}: its contacts cover windows of up to {covered:,} bases, not {length:,}; build the "
-                "store with a larger --contact-reach."
-            )
-        self.genes: pd.DataFrame = genes
-        self.rows: np.ndarray = genes.index.to_numpy(np.int64)
+        return genes
 
     @property
     def signal_names(self) -> list[str]:
@@ -81,39 +124,48 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        store, row = self.store, int(self.rows[index])
-        gene = self.genes.iloc[index]
-        chrom, start = str(gene["chrom"]), int(gene["tss"]) - self.length // 2
-        end = start + self.length
-        signals = np.empty((self.length, len(self.signal_names)), dtype=np.float32)
-        for column, name in enumerate(store.tracks):
-            signals[:, column] = store.track(name, chrom, start, end)
-        if store.has_contacts:
-            signals[:, -1] = store.contacts(row, start, end)
-        return {
-            "sequence": torch.from_numpy(store.sequence(chrom, start, end)),
-            "signals": torch.from_numpy(signals),
-            "gene_features": torch.tensor([gene[name] for name in store.feature_names], dtype=torch.float32),
-            "target": torch.tensor(gene["target"], dtype=torch.float32),
-            "gene_id": str(gene["gene_id"]),
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        number, epoch = index if isinstance(index, tuple) else (index, 0)
+        row = int(self.rows[number])
+        chrom, tss = self.store.place(row)
+        shift, reverse = self._draw(row, epoch)
+        start = tss - self.length // 2 + shift
+        along = self._read(row, chrom, start, reverse)
+        if not self.compact:
+            along = {name: values[0] for name, values in expand(stack([along])).items()}
+        return along | {
+            "gene_features": self._features[number],
+            "target": self._target[number],
+            "gene_id": str(self.store.genes.at[row, "gene_id"]),
             "row": row,
-            "exclude": torch.from_numpy(store.regions("exclude", chrom, start, end)),
-            "include": torch.from_numpy(store.regions("include", chrom, start, end)),
             "chrom": chrom,
             "start": start,
         }
 
+    def _draw(self, row: int, epoch: int) -> tuple[int, bool]:
+        """By how many bases the window of a gene is shifted in an epoch, and whether it is reversed."""
+        shift = derive_seed(self.seed, f"shift {epoch}", row) % (2 * self.max_shift + 1) - self.max_shift
+        reverse = derive_seed(self.seed, f"strand {epoch}", row) < self.rc_augmentation * _ALL_SEEDS
+        return shift, reverse
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Items of ``GeneWindows`` -> one batch: tensors stacked, row and start as int64 (batch,), strings as lists."""
-    batch: dict[str, Any] = {}
-    for name, first in items[0].items():
-        values = [item[name] for item in items]
-        if isinstance(first, torch.Tensor):
-            batch[name] = torch.stack(values)
-        elif isinstance(first, int):
-            batch[name] = torch.tensor(values, dtype=torch.int64)
-        else:
-            batch[name] = values
-    return batch
+    def _read(self, row: int, chrom: str, start: int, reverse: bool) -> dict[str, Any]:
+        """What lies along the window, compact."""
+        store, end = self.store, start + self.length
+        codes = store.sequence(chrom, start, end)
+        tracks = np.zeros((len(store.tracks), self.length), dtype=self._dtype)
+        for name, out in zip(store.tracks, tracks, strict=True):
+            store.read_track(name, chrom, start, end, out)
+        regions = {role: store.regions(role, chrom, start, end) for role in ("exclude", "include")}
+        if reverse:
+            codes, tracks = _COMPLEMENT[codes[::-1]], tracks[:, ::-1].copy()
+            regions = {role: inside[::-1] for role, inside in regions.items()}
+        item = {"sequence": codes, "tracks": tracks}
+        item |= {f"{role}_bits": np.packbits(inside) for role, inside in regions.items()}
+        if store.has_contacts:
+            bins, (offset, low, high) = store.contact_bins(row, start, end)
+            size = store.contact_resolution
+            if reverse:
+                offset = len(bins) * size - offset - self.length
+                bins, low, high = bins[::-1].copy(), self.length - high, self.length - low
+            item |= {"contact_bins": bins, "contact_place": np.array([size, offset, low, high])}
+        return {name: torch.from_numpy(values) for name, values in item.items()}

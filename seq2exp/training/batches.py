@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2exp.seeds import derive_seed, permutation
 from seq2exp.strands import ALONG_THE_WINDOW, reverse_complement
-
-from .schedule import derive_seed
 
 WHOLE = (slice(None),)
 
@@ -41,12 +40,6 @@ class StepBatches:
                     order = permutation(self.items, self.seed, epoch)
                 batch.append(order[position % self.items])
             yield from (batch[part] for part in self.parts)
-
-
-def permutation(items: int, seed: int, epoch: int) -> list[int]:
-    """The order of one epoch."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    return torch.randperm(items, generator=generator).tolist()
 
 
 def augment(

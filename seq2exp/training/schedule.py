@@ -1,8 +1,7 @@
-"""Learning rate, KL weight and random seeds as functions of the step."""
+"""Learning rate and KL weight as functions of the step."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 from seq2exp.loss import kl_ramp
@@ -23,9 +22,3 @@ def kl_weight(config: TrainConfig, step: int) -> float:
     """Weight of the KL term at step ``step`` (0-based)."""
     kl = config.kl
     return kl_ramp(step, config.steps, kl.weight, kl.start_fraction, kl.ramp_fraction)
-
-
-def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """A 63-bit seed for one purpose and one step or epoch, the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

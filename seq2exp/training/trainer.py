@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from seq2exp.data_tools import GeneWindows, Store, collate, open_store
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.inference.windows import Model, autocast, call_model, input_names, predict_genes, resolve_device
+from seq2exp.seeds import derive_seed
 
 from .batches import StepBatches, augment
 from .checkpoint import load_checkpoint, load_weights, own_weights, save_checkpoint, save_model
@@ -29,7 +30,7 @@ from .log import MetricsLog
 from .memory import advice, windows_that_fit
 from .parallel import exchanging, replica, shard, whole
 from .ranks import Ranks, started
-from .schedule import derive_seed, kl_weight, learning_rate
+from .schedule import kl_weight, learning_rate
 
 LAST = Path("checkpoints") / "last.safetensors"
 

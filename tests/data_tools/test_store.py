@@ -5,21 +5,24 @@ import pytest
 import zarr
 
 from seq2exp.data_tools import open_store
-from seq2exp.data_tools.arrays import CHUNK, ChunkCache, ChunkedArray, write_array
+from seq2exp.data_tools.arrays import CODES, RUNS, VALUES, ChunkCache, ChunkedArray, Layout, track_layout, write_array
 from seq2exp.errors import UserError
 
+CHUNK = 1_000
 
-@pytest.fixture(scope="module")
-def array(tmp_path_factory):
+
+@pytest.fixture(scope="module", params=[CODES, RUNS, VALUES], ids=["codes", "runs", "values"])
+def array(request, tmp_path_factory):
     """Values over two shards, with a hole of whole zero chunks, and their path."""
     folder = tmp_path_factory.mktemp("arrays")
-    values = np.random.default_rng(0).random(66 * CHUNK + 321).astype(np.float16)
+    values = np.random.default_rng(0).random(66 * CHUNK + 321) * 5
     values[3 * CHUNK : 6 * CHUNK] = 0
-    write_array(zarr.open_group(folder, mode="w"), "x", values)
+    values = values.astype(np.uint8 if request.param is CODES else np.float16)
+    write_array(zarr.open_group(folder, mode="w"), "x", values, Layout(CHUNK, 64, request.param.codec))
     return folder / "x", values
 
 
-@pytest.mark.parametrize("limit", [0, 300_000, 2**30])
+@pytest.mark.parametrize("limit", [0, 5_000, 2**30])
 def test_reads_equal_the_values(array, limit):
     path, values = array
     reader = ChunkedArray(path, ChunkCache(limit))
@@ -52,28 +55,38 @@ def test_cache_keeps_its_bound(array):
     path, values = array
     cache = ChunkCache(10 * CHUNK * 2)
     ChunkedArray(path, cache).read(0, len(values), np.empty(len(values), np.float32))
-    assert cache.size <= cache.limit
+    assert cache.limit - 2 * CHUNK < cache.size <= cache.limit
     assert cache.size == sum(chunk.nbytes for chunk in cache._chunks.values())
 
 
 def test_zero_chunks_take_no_room(tmp_path):
-    write_array(zarr.open_group(tmp_path, mode="w"), "x", np.zeros(10 * CHUNK, np.float32))
+    write_array(zarr.open_group(tmp_path, mode="w"), "x", np.zeros(300_000, np.float32))
     assert not (tmp_path / "x" / "c").exists()
     out = np.ones(9, np.float32)
     ChunkedArray(tmp_path / "x", ChunkCache()).read(5, 14, out)
     assert not out.any()
 
 
+def test_the_codec_is_chosen_by_trial():
+    rng = np.random.default_rng(0)
+    runs = np.repeat(rng.random(200) * (rng.random(200) < 0.1), 5_000).astype(np.float16)
+    values = np.cumsum(rng.normal(size=400_000)).astype(np.float32)
+    assert (track_layout(runs), track_layout(values)) == (RUNS, VALUES)
+    assert track_layout(np.zeros(10, np.float16)) == RUNS
+
+
 def test_damaged_chunk_is_named(tmp_path):
-    write_array(zarr.open_group(tmp_path, mode="w"), "x", np.random.default_rng(0).random(CHUNK * 2).astype(np.float32))
+    chunk = RUNS.chunk
+    write_array(zarr.open_group(tmp_path, mode="w"), "x", np.random.default_rng(0).random(chunk * 2).astype(np.float32))
     file = tmp_path / "x" / "c" / "0"
     data = bytearray(file.read_bytes())
     data[1_000] ^= 1
     file.write_bytes(data)
-    reader = ChunkedArray(tmp_path / "x", ChunkCache())
-    reader.read(CHUNK, CHUNK + 5, np.empty(5, np.float32))
-    with pytest.raises(UserError, match=r"x/c/0, chunk 0: the checksum"):
+    reader = ChunkedArray(tmp_path / "x", ChunkCache(), "call somebody")
+    reader.read(chunk, chunk + 5, np.empty(5, np.float32))
+    with pytest.raises(UserError, match=r"x/c/0, chunk 0: the checksum does not agree.*; call somebody\."):
         reader.read(0, 5, np.empty(5, np.float32))
+    assert len(list(reader.damage())) == 1
     file.write_bytes(data[:-40])
     with pytest.raises(UserError, match="checksum"):
         ChunkedArray(tmp_path / "x", ChunkCache()).read(0, 5, np.empty(5, np.float32))
@@ -103,5 +116,5 @@ def test_wrong_requests(store, tmp_path):
 
 def test_newer_format_is_refused(tmp_path):
     (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"seq2exp": {"format": 99}}}))
-    with pytest.raises(UserError, match="store format 99, this version reads 1"):
+    with pytest.raises(UserError, match="format 99, this version of seq2exp reads up to 2; update seq2exp"):
         open_store(tmp_path)

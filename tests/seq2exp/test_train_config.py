@@ -7,8 +7,9 @@ import pytest
 
 from seq2exp import Seq2ExpConfig
 from seq2exp.errors import UserError
+from seq2exp.seeds import derive_seed
 from seq2exp.training.config import TrainConfig, load_config, model_config, save_config
-from seq2exp.training.schedule import derive_seed, kl_weight, learning_rate
+from seq2exp.training.schedule import kl_weight, learning_rate
 
 
 def test_defaults_are_those_of_the_paper():
