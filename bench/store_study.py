@@ -121,8 +121,8 @@ def main() -> None:
         ((n_bytes, _),) = compare(np.full(4_000_000, 4, np.uint8), [CODES], folder)
         whole = known * bytes_ / len(codes) + (total - known) * n_bytes / 4e6
         parts.append(
-            f"hg38 has {total:,} bases, {known:,} of them known. At {bytes_ / len(codes):.4f} bytes for each of those and "
-            f"{n_bytes / 4e6:.4f} for each N its sequence takes {whole / 1e9:.3f} GB."
+            f"hg38 has {total:,} bases, {known:,} of them known. At {bytes_ / len(codes):.4f} bytes for each of those "
+            f"and {n_bytes / 4e6:.4f} for each N its sequence takes {whole / 1e9:.3f} GB."
         )
         for name, file in TRACKS.items():
             status.update(name)

@@ -85,6 +85,7 @@ class WindowLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self._device is not None and self._device.type == "cuda",
+            generator=torch.Generator(),  # else every epoch draws from the one of the whole program
         )
 
     def __len__(self) -> int:

@@ -62,7 +62,7 @@ def test_ranks_share_each_batch(store):
     shares = [[batch["row"].tolist() for batch in loader(store, 12, rank=rank, world=3)] for rank in range(3)]
     assert len({len(share) for share in shares}) == 1
     for whole, parts in zip(alone, zip(*shares, strict=True), strict=False):
-        joined = sum(parts, [])
+        joined = [row for part in parts for row in part]
         assert joined == whole[: len(joined)] and len(whole) - len(joined) < 3
     ahead = loader(store, 12)
     next(iter(ahead))
