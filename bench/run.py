@@ -13,6 +13,7 @@ from pathlib import Path
 
 import add_norm  # noqa: F401  (registers its benchmarks)
 import beta_mask  # noqa: F401
+import data  # noqa: F401
 import embed  # noqa: F401
 import gather  # noqa: F401
 import layer  # noqa: F401

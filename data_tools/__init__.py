@@ -5,6 +5,7 @@ from seq2exp.data_tools.build import build_store
 from seq2exp.data_tools.config import BuildConfig
 from seq2exp.data_tools.loader import EpochBatches, WindowLoader
 from seq2exp.data_tools.official import import_official
+from seq2exp.data_tools.repair import find_damage, repair_store
 from seq2exp.data_tools.simulate import SimulationParameters, simulate
 from seq2exp.data_tools.store import Store, open_store
 from seq2exp.data_tools.windows import GeneWindows
@@ -19,8 +20,10 @@ __all__ = [
     "build_store",
     "collate",
     "expand",
+    "find_damage",
     "import_official",
     "open_store",
+    "repair_store",
     "simulate",
     "stack",
 ]

@@ -32,9 +32,11 @@ def expand(batch: dict[str, Any], device: torch.device | str | None = None) -> d
         return batch
     tracks: Tensor = batch.pop("tracks")
     count, number, length = tracks.shape
-    signals = tracks.new_zeros(count, length, number + (place is not None), dtype=torch.float32)
-    signals[..., :number] = tracks.transpose(1, 2)
+    signals = tracks.new_empty(count, length, number + (place is not None), dtype=torch.float32)
+    for i in range(number):  # one transposed copy of all takes half as long again
+        signals[..., i] = tracks[:, i]
     if place is not None:
+        signals[..., -1] = 0
         bins = batch.pop("contact_bins")
         del batch["contact_place"]
         for row, (size, offset, low, high) in enumerate(place.tolist()):

@@ -58,15 +58,11 @@ def build_store(*, progress: bool = False, **fields: Any) -> Store:
 def build(config: BuildConfig, *, progress: bool = False) -> Store:
     """As ``build_store``, from a checked configuration."""
     for role, path in config.sources().items():
-        check_file(path, f"the file for {role}")
+        if not _is_store(path):
+            check_file(path, f"the file for {role}")
     notes: list[str] = []
     with _collect_warnings(notes), _writing(config.out):
-        sources = {role: _describe(path) for role, path in config.sources().items()}
-        state = {
-            "format": FORMAT,
-            "config": config.model_dump(mode="json", exclude={"out", "workers"}),
-            "sha256": {role: source["sha256"] for role, source in sources.items()},
-        }
+        sources, state = build_state(config)
         if config.out.exists():
             return _existing(config.out, state)
         began = time.monotonic()
@@ -74,7 +70,9 @@ def build(config: BuildConfig, *, progress: bool = False) -> Store:
         work = Workspace(partial_path(config.out), state)
         try:
             _write_all(config, inputs, work, progress)
-            _write_header(config, inputs, work, {"sources": sources, "notes": notes, "build": state})
+            folder = str(Path.cwd())  # that relative paths are relative to
+            provenance = {"sources": sources, "notes": notes, "build": state, "folder": folder}
+            _write_header(config, inputs, work, provenance)
         except UserError:
             work.remove()
             raise
@@ -82,11 +80,22 @@ def build(config: BuildConfig, *, progress: bool = False) -> Store:
     return open_store(config.out)
 
 
+def build_state(config: BuildConfig) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What the input files are (role -> path, bytes, sha256), and what makes two builds the same."""
+    sources = {role: _describe(path) for role, path in config.sources().items()}
+    state = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json", exclude={"out", "workers"}),
+        "sha256": {role: source["sha256"] for role, source in sources.items()},
+    }
+    return sources, state
+
+
 class _Inputs:
     """All inputs but the sequence and signal values, read and checked against each other before anything is written."""
 
     def __init__(self, config: BuildConfig) -> None:
-        self.fasta: FastaIndex = scan_fasta(config.fasta)
+        self.fasta = _scan_sequence(config.fasta)
         lengths = self.fasta.lengths
         self.genes: pd.DataFrame = config.read_genes(lengths)
         used = set(self.genes["chrom"])
@@ -112,6 +121,11 @@ def _write_all(config: BuildConfig, inputs: _Inputs, work: Workspace, progress: 
     total = len(inputs.chromosomes) * (1 + len(config.track))
     with _bar(progress, total) as advance:
         advance(len(work.finished), "reading")
+        if _is_store(config.fasta):
+            for chrom in inputs.chromosomes:
+                if (name := f"sequence/{chrom}") not in work.finished:
+                    work.share(name, config.fasta / name)
+                    advance(1, name)
         work.write(_jobs(config, inputs, work.finished), config.workers, lambda name: advance(1, name))
         advance(0, "contacts and genes")
 
@@ -211,6 +225,18 @@ def _contact_rows(config: BuildConfig, source: ContactSource, genes: pd.DataFram
     return complete, described
 
 
+def _is_store(path: Path) -> bool:
+    return (path / "zarr.json").is_file()
+
+
+def _scan_sequence(path: Path) -> FastaIndex:
+    """The index of a FASTA, or of the sequence in a store, which was checked when that was built."""
+    if not _is_store(path):
+        return scan_fasta(path)
+    lengths = open_store(path).chromosomes
+    return FastaIndex(path, lengths, dict.fromkeys(lengths, 0))
+
+
 def _check_track(name: str, path: Path, fasta: Path, lengths: dict[str, int], chromosomes: list[str]) -> None:
     with BigWig(path) as file:
         for chrom, length in lengths.items():
@@ -240,6 +266,8 @@ def _existing(out: Path, state: dict[str, Any]) -> Store:
 
 
 def _describe(path: Path) -> dict[str, Any]:
+    if _is_store(path):
+        return dict(open_store(path).info["sources"]["fasta"])
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return {"path": str(path.resolve()), "bytes": path.stat().st_size, "sha256": digest}

@@ -50,7 +50,7 @@ class Store:
 
     def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.path = path.absolute()
-        self.info = _read_header(path)
+        self.info = read_header(path)
         self.chromosomes: dict[str, int] = dict(self.info["chromosomes"])
         self.tracks: list[str] = list(self.info["tracks"])
         contacts: dict[str, Any] | None = self.info["contacts"]
@@ -61,12 +61,12 @@ class Store:
         try:
             group = zarr.open_group(self.path, mode="r")
             self.genes = _read_genes(group, self.info["gene_columns"])
-            self._contacts = _values(group, "contacts") if contacts else None
+            self._contacts = whole_array(group, "contacts") if contacts else None
             self._regions = {
-                role: {c: _values(group, f"{role}/{c}") for c in self.chromosomes if f"{role}/{c}" in group}
+                role: {c: whole_array(group, f"{role}/{c}") for c in self.chromosomes if f"{role}/{c}" in group}
                 for role in REGIONS
             }
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise UserError(f"{path}: the store is damaged ({error}); {self._remedy}.") from error
         self._cache = ChunkCache(cache_bytes)
         self._arrays: dict[str, ChunkedArray] = {}
@@ -175,7 +175,8 @@ class Store:
             raise UserError(f"{chrom}:{start}-{end} ends before it starts.")
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
+    """What a store says of itself. Raises UserError as ``open_store`` does."""
     again = "run the same `seq2exp data build` command again to finish it"
     if path.name.endswith(".partial"):
         raise UserError(f"{path}: an unfinished store; {again}.")
@@ -196,16 +197,20 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _values(group: zarr.Group, name: str) -> np.ndarray:
+def whole_array(group: zarr.Group, name: str) -> np.ndarray:
+    """An array that is read as a whole. Raises OSError, KeyError or ValueError when it is damaged."""
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{name} is no array")
-    return np.asarray(array[...])
+    try:
+        return np.asarray(array[...])
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _read_genes(group: zarr.Group, names: list[str]) -> pd.DataFrame:
     columns = {}
     for number, name in enumerate(names):
-        values = _values(group, f"genes/{number}")
+        values = whole_array(group, f"genes/{number}")
         columns[name] = values.astype(object) if values.dtype.kind in "TUO" else values
     return pd.DataFrame(columns)

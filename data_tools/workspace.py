@@ -74,6 +74,18 @@ class Workspace:
                 errno.ENOMEM, "a worker process was killed, perhaps for lack of memory (use fewer --workers)"
             ) from error
 
+    def share(self, name: str, folder: Path) -> None:
+        """Makes an array of another store also one of this: both names for the same files, where the disk allows it."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+        self.group.require_group(name.rpartition("/")[0])
+        shutil.copytree(folder, self.path / name, copy_function=_link)
+        self.keep({name})
+
+    def keep(self, names: set[str]) -> None:
+        """Counts arrays as finished."""
+        self.finished |= names
+        self._save()
+
     def _write_in_processes(self, jobs: Iterable[Job], workers: int, done: Callable[[str], None]) -> None:
         spawn = multiprocessing.get_context("spawn")  # zarr's and torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
@@ -114,6 +126,13 @@ class Workspace:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copy2(source, target)
 
 
 def _write_job(path: Path, job: Job) -> str:

@@ -17,6 +17,7 @@ from seq2exp.data_tools.fetch import MIRROR, fetch
 from seq2exp.data_tools.official import import_official
 from seq2exp.data_tools.peaks import call_peaks
 from seq2exp.data_tools.public_genes import FOLD
+from seq2exp.data_tools.repair import repair_store
 from seq2exp.errors import UserError
 
 app = typer.Typer(help="Genomes, public data and stores.", add_completion=False)
@@ -60,7 +61,9 @@ def simulate_command(
 @app.command("build")
 def build_command(
     config: Annotated[Path | None, typer.Argument(help="YAML file with these options as fields.")] = None,
-    fasta: Annotated[Path | None, typer.Option(help="Genome, plain, gzip or bgzip.")] = None,
+    fasta: Annotated[
+        Path | None, typer.Option(help="Genome, plain, gzip or bgzip; or a store, whose sequence is shared.")
+    ] = None,
     track: Annotated[list[str] | None, typer.Option(help="NAME=FILE.bw; repeat for each track.")] = None,
     contacts: Annotated[
         str | None, typer.Option(help="Contact table, .hic, .cool, .mcool, RAWobserved, or: powerlaw.")
@@ -158,6 +161,17 @@ def peaks_command(
 def info_command(store: Annotated[Path, typer.Argument(help="A store.")]) -> None:
     """Prints what a store holds."""
     _describe(open_store(store), Console())
+
+
+@app.command("repair")
+def repair_command(store: Annotated[Path, typer.Argument(help="A store.")]) -> None:
+    """Reads a whole store, and builds again what is damaged, from the files that the store was built from."""
+    with _log() as console:
+        damage = repair_store(store, progress=console.is_terminal)
+    for name in damage:
+        typer.echo(f"{store / name}: rebuilt")
+    if not damage:
+        typer.echo(f"{store}: not damaged")
 
 
 @contextmanager
