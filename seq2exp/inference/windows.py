@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from seq2exp.data_tools import GeneWindows, collate
+from seq2exp.data_tools import GeneWindows, expand, stack
 from seq2exp.errors import UserError
 from seq2exp.strands import reverse_complement
 
@@ -78,7 +78,8 @@ def run_windows(
     device = device or next(model.parameters()).device
     dataset = windows if order is None else Subset(windows, order)
     model.eval()
-    for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate):
+    batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=stack)
+    for batch in map(expand, batches):
         with torch.inference_mode(), autocast(device, precision):
             out = call_model(model, batch, device)
             if rc_average:

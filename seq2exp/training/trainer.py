@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from seq2exp.data_tools import GeneWindows, Store, collate, open_store
+from seq2exp.data_tools import GeneWindows, Store, collate, expand, open_store, stack
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.inference.windows import Model, autocast, call_model, input_names, predict_genes, resolve_device
 from seq2exp.seeds import derive_seed
@@ -81,8 +81,8 @@ class Trainer:
         self.sharded = self.ranks.world > 1 and config.parallel == "fsdp"
         if self.sharded:
             shard(self.model, self.device, self.ranks.world)
-        self.train_set = GeneWindows(store, self.model.config.length, "train")
-        self.valid_set = GeneWindows(store, self.model.config.length, "valid")
+        self.train_set = GeneWindows(store, self.model.config.length, "train", compact=True)
+        self.valid_set = GeneWindows(store, self.model.config.length, "valid", compact=True)
         self.inputs = input_names(self.train_set)
         opt = config.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -155,16 +155,15 @@ class Trainer:
         order = StepBatches(
             len(self.train_set), data.batch_size, self.config.seed, self.config.steps, state.step, self.parts
         )
-        return iter(
-            DataLoader(
-                self.train_set,
-                batch_sampler=order,
-                collate_fn=collate,
-                num_workers=data.workers,
-                persistent_workers=data.workers > 0,
-                pin_memory=self.device.type == "cuda",
-            )
+        batches = DataLoader(
+            self.train_set,
+            batch_sampler=order,
+            collate_fn=stack,
+            num_workers=data.workers,
+            persistent_workers=data.workers > 0,
+            pin_memory=self.device.type == "cuda",
         )
+        return (expand(batch, self.device) for batch in batches)
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimiser step; adds what is logged to the running sums."""
