@@ -1,0 +1,12 @@
+"""Published names over our kernels: training scripts written for mamba-ssm and causal-conv1d run as they are.
+
+    python -m seq2exp.compat train.py --epochs 3        # as `python train.py --epochs 3`; also `-m package.module`
+    import seq2exp.compat; seq2exp.compat.install()     # or inside a program, before it imports mamba_ssm
+
+From then on `mamba_ssm` and `causal_conv1d` are the modules beside this file, also where the real packages are
+installed. Nothing here is imported by `import seq2exp`.
+"""
+
+from seq2exp.compat.aliases import install, uninstall
+
+__all__ = ["install", "uninstall"]
