@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2exp.allocator import keep_freed_memory
+from seq2exp import allocator
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.model import Seq2ExpOutput
 from seq2exp.profiling.isolate import free_memory, gigabytes
@@ -101,7 +101,7 @@ def contest(setting: BenchSetting, say: Callable[[str], None] = lambda _: None) 
 def _contest(setting: BenchSetting, say: Callable[[str], None]) -> Result:
     s = setting
     if s.device == "cpu":
-        keep_freed_memory()
+        allocator.keep_freed_memory()
     say("checking that both forms give the same")
     errors = check(s)
     _require_memory(s)
