@@ -18,8 +18,8 @@ def first_problem(error: ValidationError) -> str:
     return f"{field}: {reason}" if field else reason
 
 
-class BackboneFields(BaseModel):
-    """Fields that every model of the package shares. Lengths are in bases."""
+class WindowFields(BaseModel):
+    """Fields that every model of the package has. Lengths are in bases."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -27,12 +27,6 @@ class BackboneFields(BaseModel):
     center: Size = 2_000
     tracks: Size = 3
     gene_features: int = Field(default=9, ge=0)
-    d_model: Size = 128
-    d_state: int = Field(default=16, ge=1, le=256)
-    d_conv: Size = 4
-    expand: Size = 2
-    recompute: Literal["none", "layer"] = "none"
-    residual_dtype: Literal["fp32", "bf16"] = "bf16"
 
     @model_validator(mode="after")
     def _center_fits(self) -> Self:
@@ -43,6 +37,17 @@ class BackboneFields(BaseModel):
     def replace(self, **fields: Any) -> Self:
         """A copy with other values, checked. Raises pydantic's ValidationError for an unknown field or a bad value."""
         return type(self).model_validate(self.model_dump() | fields)
+
+
+class BackboneFields(WindowFields):
+    """Fields of every model with a Caduceus backbone."""
+
+    d_model: Size = 128
+    d_state: int = Field(default=16, ge=1, le=256)
+    d_conv: Size = 4
+    expand: Size = 2
+    recompute: Literal["none", "layer"] = "none"
+    residual_dtype: Literal["fp32", "bf16"] = "bf16"
 
 
 class _Presets(type(BackboneFields)):  # type: ignore[misc]

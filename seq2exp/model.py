@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seq2exp.backbone import CaduceusBackbone
-from seq2exp.config import BackboneFields, Seq2ExpConfig
+from seq2exp.config import Seq2ExpConfig, WindowFields
 from seq2exp.embedding import Embedding, SequenceEmbedding
 from seq2exp.errors import UserError
 from seq2exp.kernels import BetaMask, beta_mask
@@ -72,6 +72,7 @@ class Seq2Exp(Pretrained, nn.Module):
     """Embedding, generator, Beta mask, predictor, head. Source: Seq2Exp (ICLR 2025), section 3."""
 
     config_class = Seq2ExpConfig
+    has_mask = True
     config: Seq2ExpConfig
     position_embedding: Tensor | None
 
@@ -237,9 +238,7 @@ def _backbone(config: Seq2ExpConfig, n_layers: int) -> CaduceusBackbone:
     )  # fmt: skip
 
 
-def check_inputs(
-    config: BackboneFields, sequence: Tensor, signals: Tensor | None, gene_features: Tensor | None
-) -> None:
+def check_inputs(config: WindowFields, sequence: Tensor, signals: Tensor | None, gene_features: Tensor | None) -> None:
     """Shapes and dtypes of a batch against a configuration; ValueError or TypeError in one sentence."""
     one_hot = sequence.dim() == 3
     if sequence.dim() not in (2, 3) or (one_hot and sequence.shape[2] != 4) or sequence.shape[1] != config.length:

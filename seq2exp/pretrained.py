@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from seq2exp.config import BackboneFields, first_problem
+from seq2exp.config import WindowFields, first_problem
 from seq2exp.errors import UserError
 from seq2exp.files import atomic, write_json
 
@@ -18,10 +18,16 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class Pretrained:
-    """Mix-in of a module that is made from one configuration, `config`."""
+    """Mix-in of a module that is made from one configuration, `config`.
 
-    config_class: ClassVar[type[BackboneFields]]
-    config: BackboneFields
+    has_mask: its output says which bases it reads. reads_peaks: its forward takes peaks, bool (batch, L).
+    """
+
+    has_mask: ClassVar[bool] = False
+    reads_peaks: ClassVar[bool] = False
+
+    config_class: ClassVar[type[WindowFields]]
+    config: WindowFields
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json into `folder`, made when absent; each file whole or not at all."""

@@ -110,7 +110,7 @@ def discover(model: Model, windows: GeneWindows, selection: Selection, **setting
     The centre of a window always passes the mask, so it is no discovery: no region lies there, in excluded bases or
     past a chromosome end.
     """
-    if not hasattr(model.config, "prior_mean"):
+    if not model.has_mask:
         raise UserError("this model has no mask (it is a baseline), so there is nothing to discover")
     chromosomes = windows.store.chromosomes
     names = list(chromosomes)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -16,11 +16,7 @@ from seq2exp.data_tools import GeneWindows, expand, stack
 from seq2exp.errors import UserError
 from seq2exp.strands import reverse_complement
 
-if TYPE_CHECKING:
-    from seq2exp import Seq2Exp
-    from seq2exp.baselines import GeneExpBiMamba
-
-Model: TypeAlias = "Seq2Exp | GeneExpBiMamba"
+Model: TypeAlias = Any  # a module of `seq2exp.registry`
 
 
 def resolve_device(name: str) -> torch.device:
@@ -131,8 +127,7 @@ def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str,
         raise UserError(f"{path}: neither a run folder nor a saved model: {folder / 'config.json'} does not exist")
     import yaml
 
-    from seq2exp import Seq2Exp
-    from seq2exp.baselines import GeneExpBiMamba
+    from seq2exp.registry import MODELS, model_class
 
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model")
@@ -140,7 +135,11 @@ def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str,
         run = yaml.safe_load(text) if folder != path and (text := _text(path / "config.yaml")) else {}
     except (ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: cannot be read as a saved model: {' '.join(str(error).split())}") from None
-    model = (GeneExpBiMamba if kind == "GeneExpBiMamba" else Seq2Exp).from_pretrained(folder)
+    found = model_class(kind or "Seq2Exp")
+    if found is None:
+        known = sorted({known.model.__name__ for known in MODELS.values()})
+        raise UserError(f"{folder / 'config.json'}: model {kind!r} is unknown: one of {', '.join(known)}")
+    model: Model = found.from_pretrained(folder)
     return model.to(resolve_device(device)).eval(), inputs, run
 
 

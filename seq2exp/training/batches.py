@@ -54,4 +54,4 @@ def augment(
         values: Tensor = batch[name]
         return torch.where(chosen.to(values.device).view(-1, *[1] * (values.ndim - 1)), other[name], values)
 
-    return batch | {name: mixed(name) for name in ALONG_THE_WINDOW}
+    return batch | {name: mixed(name) for name in ALONG_THE_WINDOW if name in batch}

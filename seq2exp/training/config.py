@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from seq2exp.errors import UserError
 
 PRESETS = ("soft", "hard", "top_fraction", "discovery")
-BASELINES = {"caduceus": "no_signal", "caduceus_signals": "signal"}
-FROM_STORE = ("tracks", "gene_features")  # model fields that the store fills in when they are not given
 # How a run is computed, not what: these may change between a checkpoint and its continuation.
 COMPUTING = ("data.workers", "data.accumulate", "model.recompute", "compile", "parallel")
 
@@ -69,7 +68,9 @@ class KLConfig(Section):
 class TrainConfig(Section):
     """All settings of one training run.
 
-    model: ``preset`` or ``baseline``, and fields of that configuration. compile: torch.compile for the training step.
+    model: ``name`` (of ``seq2exp.registry``; without one seq2exp, which has a ``preset``) and fields of that model's
+        configuration. The name of a baseline brings the paper's batch size and learning rate where none are given.
+    compile: torch.compile for the training step.
     parallel: what several ranks do, "ddp" each hold the whole model, "fsdp" each hold a share of it.
     """
 
@@ -86,6 +87,16 @@ class TrainConfig(Section):
     log_every: int = Field(default=50, ge=1)
     evaluate_every: int = Field(default=1_000, ge=1)
     checkpoint_every: int = Field(default=1_000, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_paper(cls, fields: Any) -> Any:
+        """The registry's settings for the model, below those that are given."""
+        from seq2exp.registry import MODELS
+
+        model = fields.get("model") if isinstance(fields, dict) else None
+        named = MODELS.get(str(model.get("name"))) if isinstance(model, dict) else None
+        return fields if named is None else _filled(fields, named.training)
 
     @field_validator("model")
     @classmethod
@@ -118,38 +129,33 @@ class TrainConfig(Section):
         return round(self.schedule.warmup_fraction * self.steps)
 
 
-def model_config(fields: dict[str, Any], *, tracks: int | None = None, gene_features: int | None = None) -> Any:
-    """The Seq2ExpConfig or GeneExpBiMambaConfig that a ``model:`` section describes.
+def model_config(fields: dict[str, Any], **from_store: Any) -> Any:
+    """The configuration that a ``model:`` section describes, of the class that its name has in ``seq2exp.registry``.
 
     Args:
-        fields: the section: ``preset`` or ``baseline``, and any field of that configuration.
-        tracks, gene_features: what the store holds; used where the section does not say.
+        fields: the section: ``name``, for seq2exp ``preset``, and any field of that configuration.
+        from_store: fields that follow from what the store holds; used where the section does not say.
 
     Raises:
-        UserError: an unknown preset, an unknown field or a value out of range.
+        UserError: an unknown name or preset, an unknown field or a value out of range.
     """
-    from seq2exp import Seq2ExpConfig
-    from seq2exp.baselines import GeneExpBiMambaConfig
+    from seq2exp.registry import entry
 
     fields = dict(fields)
-    preset, baseline = fields.pop("preset", None), fields.pop("baseline", None)
-    if preset is not None and baseline is not None:
-        raise UserError("preset: give it or baseline, not both")
-    for name, value, known in (("preset", preset, PRESETS), ("baseline", baseline, tuple(BASELINES))):
-        if value is not None and value not in known:
-            raise UserError(f"{name} {value!r} is unknown: one of {', '.join(known)}")
-    kind = Seq2ExpConfig if baseline is None else GeneExpBiMambaConfig
-    if tracks is None and isinstance(fields.get("signal_weights"), list | tuple):
-        tracks = len(fields["signal_weights"])  # the store is not open yet
-    from_store = {"tracks": tracks, "gene_features": gene_features}
-    fields |= {k: v for k, v in from_store.items() if v is not None and k in kind.model_fields and k not in fields}
-    for name in fields:
-        if name not in kind.model_fields:
-            raise UserError(f"{name}: {unknown_field(name, list(kind.model_fields))}")
+    name, preset = fields.pop("name", "seq2exp"), fields.pop("preset", None)
+    kind, _, own, _ = entry(name)
+    if preset is not None and name != "seq2exp":
+        raise UserError(f"preset is of seq2exp, {name} has none: leave it out")
+    if preset not in (None, *PRESETS):
+        raise UserError(f"preset {preset!r} is unknown: one of {', '.join(PRESETS)}")
+    if isinstance(weights := fields.get("signal_weights"), list | tuple):
+        from_store = {"tracks": len(weights)} | from_store  # the store may not be open yet
+    for field in fields:
+        if field not in kind.model_fields:
+            raise UserError(f"{field}: {unknown_field(field, list(kind.model_fields))}")
+    fields = {name: value for name, value in from_store.items() if name in kind.model_fields} | dict(own) | fields
     try:
-        if baseline is not None:
-            return GeneExpBiMambaConfig.model_validate({"interact": BASELINES[baseline], **fields})
-        return getattr(Seq2ExpConfig, preset or "soft")(**fields)
+        return kind.model_validate(fields) if preset is None else getattr(kind, preset)(**fields)
     except ValidationError as error:
         raise UserError(sentence(error, kind)) from error
 
@@ -207,6 +213,20 @@ def sentence(error: ValidationError, model: type[BaseModel] | None = None) -> st
     if first["type"] == "value_error":
         return f"{where}.{message}" if where == "model" else message if not where else f"{where}: {message}"
     return f"{where}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _filled(given: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``given``, and of ``defaults`` what is not in it, section by section."""
+    filled = dict(given)
+    for name, value in defaults.items():
+        there = given.get(name)
+        if isinstance(value, Mapping) and isinstance(there, Section):
+            there = there.model_dump(exclude_unset=True)
+        if isinstance(value, Mapping) and isinstance(there, dict):
+            filled[name] = {**value, **there}
+        elif name not in given:
+            filled[name] = value
+    return filled
 
 
 def unknown_field(name: str, known: list[str]) -> str:

@@ -194,14 +194,16 @@ class Trainer:
     def _backward(self, batch: dict[str, Any], part: slice) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch, which is this part of the step's batch; what is logged of it."""
         config, step = self.config, self.state.step
+        torch.manual_seed(
+            derive_seed(config.seed, f"dropout {part.start}", step)
+        )  # so that a resumed run draws the same
         if config.data.rc_augmentation:
             batch = augment(batch, config.data.rc_augmentation, config.seed, step, config.data.batch_size, part)
         out, target, loss = self._loss(self.forward, batch)
         (loss / len(self.parts)).backward()
         values = {"loss": loss, "train_mse": (out.expression.float() - target).square().mean()}
-        if out.kl is not None:  # absent in a model without a mask
-            values |= {"kl": out.kl, "selected_fraction": out.selected_fraction}
-        return {name: value.detach() for name, value in values.items()}
+        values |= {"kl": out.kl, "selected_fraction": out.selected_fraction}  # None in a model without a mask
+        return {name: value.detach() for name, value in values.items() if value is not None}
 
     def _loss(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor]:
         """Output, target and loss of a model in this step."""
@@ -278,12 +280,10 @@ class Trainer:
         return config
 
     def _new_model(self) -> Model:
-        from seq2exp import Seq2Exp, Seq2ExpConfig
-        from seq2exp.baselines import GeneExpBiMamba
+        from seq2exp.registry import entry
 
         torch.manual_seed(derive_seed(self.config.seed, "weights"))
-        kind = Seq2Exp if isinstance(self.model_config, Seq2ExpConfig) else GeneExpBiMamba
-        model: Model = kind(self.model_config)
+        model: Model = entry(self.config.model.get("name", "seq2exp")).model(self.model_config)
         return model.to(self.device)
 
     def _whole_model(self) -> Model:
@@ -307,7 +307,9 @@ class Trainer:
 
         self.optimizer.zero_grad(set_to_none=True)
         here, fits = self._micro_batch, windows_that_fit(step, self.device)
-        remedy = advice(here, len(self.parts), fits, recomputes=self.model_config.recompute == "layer")
+        remedy = advice(
+            here, len(self.parts), fits, recomputes=getattr(self.model_config, "recompute", "layer") == "layer"
+        )
         where = f"{self.run / 'config.yaml'}: out of memory at step {self.state.step}"
         return f"{where} with {here} windows at a time, {remedy} and continue with --resume {self.run}"
 

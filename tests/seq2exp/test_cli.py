@@ -108,7 +108,7 @@ def test_saved_model_needs_a_store(seq2exp, trained, tiny_store, tmp_path):
 
 
 def test_a_model_without_a_mask_discovers_nothing(seq2exp, settings, write_yaml, tmp_path):
-    model = {key: settings["model"][key] for key in ("length", "center", "d_model")} | {"baseline": "caduceus"}
+    model = {key: settings["model"][key] for key in ("length", "center", "d_model")} | {"name": "caduceus"}
     run = tmp_path / "run"
     assert seq2exp("train", write_yaml(settings | {"steps": 1, "model": model}), "--out", run)[0] == 0
     assert seq2exp("evaluate", run)[0] == 0

@@ -128,7 +128,7 @@ def test_resume_of_a_finished_run_changes_nothing(settings, tmp_path):
 
 
 def test_baseline_trains(settings, tmp_path):
-    model = {key: settings["model"][key] for key in ("length", "center", "d_model")} | {"baseline": "caduceus_signals"}
+    model = {key: settings["model"][key] for key in ("length", "center", "d_model")} | {"name": "caduceus_signals"}
     result = train(_config(settings, model=model, steps=2), tmp_path / "run", quiet=True)
     assert result.best_step == 2
 

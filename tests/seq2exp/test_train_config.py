@@ -35,7 +35,7 @@ def test_model_section_becomes_the_configuration():
     assert got == Seq2ExpConfig.soft(length=1_000, center=100, tracks=3, gene_features=0)
     top = model_config({"preset": "top_fraction", "top_fraction": 0.2})
     assert top == Seq2ExpConfig.top_fraction(0.2)
-    assert model_config({"baseline": "caduceus"}).interact != model_config({"baseline": "caduceus_signals"}).interact
+    assert model_config({"name": "caduceus"}).interact != model_config({"name": "caduceus_signals"}).interact
 
 
 def test_what_the_store_holds_gives_way_to_what_is_written():
@@ -61,7 +61,7 @@ WRONG = [
     ({"precision": "fp8"}, "precision: input should be 'fp32' or 'bf16', got 'fp8'"),
     ({"data": {"store": "x", "rc_augmentation": 1.5}}, "data.rc_augmentation: input should be less than or equal to 1"),
     ({"model": {"preset": "mushy"}}, "model.preset 'mushy' is unknown: one of soft, hard, top_fraction, discovery"),
-    ({"model": {"preset": "soft", "baseline": "caduceus"}}, "model.preset: give it or baseline, not both"),
+    ({"model": {"preset": "soft", "name": "caduceus"}}, "model.preset is of seq2exp, caduceus has none"),
     ({"model": {"d_modell": 8}}, "model.d_modell: unknown field, did you mean d_model?"),
     ({"model": {"d_model": -8}}, "model.d_model: "),
     ({"model": 7}, "model: input should be a valid dictionary"),
