@@ -106,7 +106,7 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     residual_dtype: of the residual stream under bfloat16 autocast, where "bf16", as published, halves most of what is
         kept for the backward. Without autocast it has the dtype of the weights.
     signal_weights, signal_betas, beta_min, signal_scale, z_scale, prior_mean, prior_scale, hard, threshold,
-    top_fraction, rule: as in `seq2exp.kernels.beta_mask`.
+    top_fraction, smooth, rule: as in `seq2exp.kernels.beta_mask`.
     """
 
     generator_layers: Size = 4
@@ -132,6 +132,7 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
     hard: bool = False
     threshold: Fraction = 0.5
     top_fraction: Fraction | None = None
+    smooth: Size = 1
     rule: Literal["sum", "product"] = "sum"
 
     @model_validator(mode="after")
@@ -147,6 +148,10 @@ class Seq2ExpConfig(BackboneFields, metaclass=_Presets):
                 f"rc_equivariant needs length - center to be even, got {self.length} - {self.center}: otherwise the "
                 "centre of the reversed window is another one"
             )
+        if self.smooth % 2 == 0:
+            raise ValueError(f"smooth is {self.smooth}: a width around each base, it must be odd")
+        if self.smooth > 1 and not (self.hard or self.top_fraction is not None):
+            raise ValueError("smooth widens what is selected: it needs hard=True or top_fraction")
         if self.packed and not self.hard:
             raise ValueError("packed needs hard=True: only a binary mask selects bases (a soft one: keep_threshold)")
         if self.keep_threshold and self.hard:

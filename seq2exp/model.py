@@ -165,8 +165,8 @@ class Seq2Exp(Pretrained, nn.Module):
         return beta_mask(
             logits, signals, signal_weights=c.signal_weights, signal_betas=c.signal_betas, beta_min=c.beta_min,
             signal_scale=c.signal_scale, z_scale=c.z_scale, prior_mean=c.prior_mean, prior_scale=c.prior_scale,
-            sample=self.training, hard=c.hard, threshold=c.threshold, top_fraction=c.top_fraction, exclude=exclude,
-            include=include, center=c.center, rule=c.rule, seed=seed, rows=rows,
+            sample=self.training, hard=c.hard, threshold=c.threshold, top_fraction=c.top_fraction, smooth=c.smooth,
+            exclude=exclude, include=include, center=c.center, rule=c.rule, seed=seed, rows=rows,
         )  # fmt: skip
 
     def _select(self, mask: Tensor) -> tuple[Tensor, Selection | None]:

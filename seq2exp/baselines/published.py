@@ -30,7 +30,14 @@ SCANS: dict[str, layer.Mamba] = {
     "mamba_ssm": layer.fast_mamba,
 }
 # What the published code has; a field that is not here may have any value.
-ONLY = {"rc_equivariant": False, "mask_placement": "input", "rule": "sum", "top_fraction": None, "keep_threshold": 0.0}
+ONLY = {
+    "rc_equivariant": False,
+    "mask_placement": "input",
+    "rule": "sum",
+    "top_fraction": None,
+    "smooth": 1,
+    "keep_threshold": 0.0,
+}
 
 
 class PublishedForm(Seq2Exp):

@@ -1,0 +1,200 @@
+"""Published checkpoints into our models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+
+from seq2exp.backbone import Caduceus
+from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig
+from seq2exp.config import Seq2ExpConfig, first_problem
+from seq2exp.errors import UserError
+from seq2exp.model import Seq2Exp
+from seq2exp.official import settings as published
+from seq2exp.official.names import published_keys
+from seq2exp.official.reading import Checkpoint, parameters, read_checkpoint
+
+CONSTANTS = ("prior_weights", "signal_betas")  # tensors of the state dict that are settings of ours
+# Which setting gives a parameter its shape, by the end of our name.
+_SHAPED_BY = {
+    "position_embedding": "seq_range", "x_proj": "ssm_cfg.d_state", "A_log": "ssm_cfg.d_state",
+    "conv_weight": "ssm_cfg.d_conv", "in_proj": "d_model or ssm_cfg.expand", "out_proj": "d_model or ssm_cfg.expand",
+    "dt_proj": "ssm_cfg.dt_rank", "embedding.weight": "vocab_size", "lm_head.weight": "vocab_size",
+}  # fmt: skip
+
+_Config = TypeVar("_Config", bound=BaseModel)
+
+
+class Official(NamedTuple):
+    """A published model in ours. kind: its class. settings, constants: what our configuration does not keep of it."""
+
+    model: nn.Module
+    kind: str
+    settings: dict[str, Any]
+    constants: dict[str, Tensor]
+
+
+class _StateDict(dict[str, Tensor]):
+    """Says which key is missing."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise UserError(f"load_official: the state dict lacks {key}; is config['_class'] that of this file?")
+
+
+def load_official(
+    path_or_state_dict: str | Path | Mapping[str, Tensor], config: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A published model in ours, in evaluation mode.
+
+    Parameters
+    ----------
+    path_or_state_dict: a Lightning checkpoint (.ckpt), a state dict or its file (.safetensors, or of torch.save), or
+        a folder with config.json and model.safetensors or pytorch_model.bin. Nothing in a file is executed.
+    config: published settings under their published names, plus "_class" (GeneBiMambaMIRNP, GeneExpBiMamba,
+        GeneExpMamba or CaduceusForMaskedLM); they go before those of the checkpoint. Without "_class" in either the
+        keys of the state dict decide. Defaults: the published soft settings.
+
+    Returns
+    -------
+    `Seq2Exp`, `GeneExpBiMamba` or `GeneExpMamba` (same forward), or `Caduceus` (tokens -> hidden, logits). It computes
+    what the published model computes in evaluation, where its test_ options decide.
+
+    Raises
+    ------
+    UserError: no such file, no checkpoint, a damaged one, an option that we do not have, a setting out of range, a
+        missing, unexpected or misshapen key.
+    """
+    given = path_or_state_dict
+    checkpoint = (
+        Checkpoint(parameters(given, "the state dict"), {})
+        if isinstance(given, Mapping)
+        else read_checkpoint(Path(given))
+    )
+    return load(checkpoint, config).model
+
+
+def load(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) -> Official:
+    """`load_official`, with what the export needs beside the model."""
+    weights = _StateDict(checkpoint.weights)
+    settings = checkpoint.settings | dict(config or {})
+    kind = published.class_of(weights, settings)
+    published.check_supported(kind, settings)
+    model = _BUILDERS[kind](weights, settings)
+    constants = {key: value for key, value in weights.items() if key.rpartition(".")[2] in CONSTANTS}
+    fill(model, kind, {key: value for key, value in weights.items() if key not in constants})
+    return Official(model.eval(), kind, settings, constants)
+
+
+def _checked(kind: type[_Config], fields: Mapping[str, Any]) -> _Config:
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise UserError(f"load_official: the config does not fit: {first_problem(error)}") from None
+
+
+def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2Exp:
+    shared = bool(settings.get("enc_prd_ps", False))
+    fields = published.shared_fields(weights, settings) | published.mask_fields(weights, settings)
+    fields |= published.selection_fields(weights, settings) | {
+        "generator_layers": published.layers(weights, "generator.backbone."),
+        "predictor_layers": published.layers(weights, "generator.backbone." if shared else "encoder.backbone."),
+        "generator_input": "sequence+signals" if shared or settings.get("gen_signal") else "sequence",
+        "share_backbone": shared,
+        "position_embedding": "pos_emb" in weights,
+    }
+    return Seq2Exp(_checked(Seq2ExpConfig, fields))
+
+
+def _gene_exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GeneExpBiMamba:
+    inputs = weights["input_layer.weight"].shape[1]
+    fields = published.shared_fields(weights, settings) | {
+        "layers": published.layers(weights, "caduceus.backbone."),
+        "tracks": inputs - 4 if inputs > 4 else settings.get("signal_size", 3),
+        "interact": "signal" if inputs > 4 else "no_signal",
+    }
+    return GeneExpBiMamba(_checked(GeneExpBiMambaConfig, fields))
+
+
+def _caduceus(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Caduceus:
+    vocabulary, d_model = weights["caduceus.backbone.embeddings.word_embeddings.weight"].shape
+    return Caduceus(
+        vocabulary, d_model, published.layers(weights, "caduceus.backbone."),
+        **published.mixer_fields(weights, settings), tied=settings.get("bidirectional_weight_tie", True),
+        strategy=settings.get("bidirectional_strategy") or "add",
+    )  # fmt: skip
+
+
+_BUILDERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module]] = {
+    "GeneBiMambaMIRNP": _seq2exp,
+    "GeneExpBiMamba": _gene_exp,
+    "CaduceusForMaskedLM": _caduceus,
+}
+
+
+def fill(model: nn.Module, kind: str, weights: Mapping[str, Tensor]) -> None:
+    """Copy the parameters, given under their published keys, in place.
+
+    A shared parameter has several keys, of which one is enough.
+    """
+    wanted = published_keys(model, kind)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    keys_of: dict[str, list[str]] = {}  # under one of our names
+    first: dict[int, str] = {}
+    for key, name in wanted.items():
+        keys_of.setdefault(first.setdefault(id(own[name]), name), []).append(key)
+    given = {name: [key for key in keys if key in weights] for name, keys in keys_of.items()}
+    if missing := [keys_of[name][0] for name, keys in given.items() if not keys]:
+        raise UserError(f"load_official: the state dict lacks {missing[0]}{_more(missing)}; {_why_missing(missing[0])}")
+    if unexpected := sorted(weights.keys() - wanted.keys()):
+        raise UserError(
+            f"load_official: unexpected {unexpected[0]}{_more(unexpected)} in the state dict; "
+            f"{_why_unexpected(unexpected[0])}"
+        )
+    for name, keys in given.items():
+        _copy(own[name], name, weights[keys[0]], keys[0])
+        for other in keys[1:]:
+            if not torch.equal(weights[other], weights[keys[0]]):
+                option = "enc_prd_ps=False" if ".mamba_rev." not in other else "bidirectional_weight_tie=False"
+                raise UserError(
+                    f"load_official: {other} differs from {keys[0]}, which the settings make one parameter; "
+                    f"is the model one with {option}?"
+                )
+
+
+@torch.no_grad()
+def _copy(parameter: nn.Parameter, name: str, value: Tensor, key: str) -> None:
+    value = value[0] if name == "position_embedding" and value.dim() == 3 else value
+    if parameter.shape != value.shape:
+        setting = next((setting for end, setting in _SHAPED_BY.items() if name.endswith(end)), None)
+        raise UserError(
+            f"load_official: {key} is {tuple(value.shape)} in the state dict, the settings make it "
+            f"{tuple(parameter.shape)}" + (f"; is {setting} that of this model?" if setting else "")
+        )
+    parameter.copy_(value)
+
+
+def _more(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _why_missing(key: str) -> str:
+    if ".layers." in key:
+        return "the layers before it are there, so it was left out when the file was written"
+    return "is config['_class'] that of this file?"
+
+
+def _why_unexpected(key: str) -> str:
+    if key.endswith(("in_proj.bias", "out_proj.bias")):
+        return "a model with ssm_cfg.bias=True, which is not supported"
+    if key.endswith(("norm.bias", "norm_f.bias")):
+        return "a model with rms_norm=False, which is not supported"
+    if key.startswith("score."):
+        return "a CaduceusForSequenceClassification, of which only the backbone is supported: leave score. out"
+    if key == "pos_emb" or ".layers." in key:
+        return "is it a model with other settings, or of another class?"
+    return "is config['_class'] that of this file?"
