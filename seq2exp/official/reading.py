@@ -1,4 +1,4 @@
-"""Published checkpoints as parameters and settings: Lightning's .ckpt, state dicts, folders as Hugging Face has them."""
+"""Published checkpoints as parameters and settings: .ckpt of Lightning, state dicts, folders as of Hugging Face."""
 
 from __future__ import annotations
 
