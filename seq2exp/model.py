@@ -116,15 +116,26 @@ class Seq2Exp(Pretrained, nn.Module):
         ValueError: shapes that do not fit the configuration, negative or non-finite signals. TypeError: wrong dtypes.
         """
         check_inputs(self.config, sequence, signals, gene_features)
-        c = self.config
-        strands = (False, True) if c.rc_equivariant else (False,)
-        tracks = signals if c.generator_input == "sequence+signals" else None
-        logits = [self._mask_logits(sequence, tracks, complement) for complement in strands]
-        with part("mask"):
-            mask = self._mask(_mean(logits), signals, exclude, include, seed, rows)
-        gate = mask.mask.detach() if c.hard and not c.task_gradient else mask.mask
+        mask = self.mask(sequence, signals, exclude, include, seed, rows)
+        gate = mask.mask.detach() if self.config.hard and not self.config.task_gradient else mask.mask
         expression = self.predict(sequence, signals, gate, gene_features)
         return Seq2ExpOutput(expression, **mask._asdict(), selected_fraction=mask.mask.mean())
+
+    def mask(
+        self,
+        sequence: Tensor,
+        signals: Tensor,
+        exclude: Tensor | None = None,
+        include: Tensor | None = None,
+        seed: int | None = None,
+        rows: Tensor | None = None,
+    ) -> BetaMask:
+        """The generator and the mask alone. Inputs as of `forward`."""
+        strands = (False, True) if self.config.rc_equivariant else (False,)
+        tracks = signals if self.config.generator_input == "sequence+signals" else None
+        logits = [self._mask_logits(sequence, tracks, complement) for complement in strands]
+        with part("mask"):
+            return self._mask(_mean(logits), signals, exclude, include, seed, rows)
 
     def predict(self, sequence: Tensor, signals: Tensor, mask: Tensor, gene_features: Tensor | None = None) -> Tensor:
         """Expression (batch,) under a given mask (batch, L), whose centre is 1: the predictor and the head alone."""

@@ -5,8 +5,21 @@
 
 From then on `mamba_ssm` and `causal_conv1d` are the modules beside this file, also where the real packages are
 installed. Nothing here is imported by `import seq2exp`.
+
+`patch_caduceus` and `unpatch_caduceus` are for models that are built already; `seq2exp.compat.official` has the
+published model classes.
 """
+
+from typing import Any
 
 from seq2exp.compat.aliases import install, uninstall
 
-__all__ = ["install", "uninstall"]
+__all__ = ["install", "patch_caduceus", "uninstall", "unpatch_caduceus"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("patch_caduceus", "unpatch_caduceus"):  # when first used: `install` needs no kernels
+        from seq2exp.compat import patch
+
+        return getattr(patch, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
