@@ -30,8 +30,11 @@ _RECIPE: dict[str, Any] = {
     "bidirectional_weight_tie": True, "rcps": False, "complement_map": None,
 }  # fmt: skip
 
-# Beside what `seq2exp.official` does not have either: what a new model does not initialise or train as published.
-_ONLY: dict[str, tuple[Any, ...]] = {"dist_param_grad": (False,), "pretrained_model": (False,)}
+# Beside what `seq2exp.official` does not have either: what a class does not train, or initialise, as published.
+_ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
+    "GeneBiMambaMIRNP": {"dist_param_grad": (False,)},
+    "GeneExpBiMamba": {"pretrained_model": (False,)},
+}
 _SSM_ONLY: dict[str, tuple[Any, ...]] = {
     "dt_min": (0.001,), "dt_max": (0.1,), "dt_init": ("random",), "dt_scale": (1.0,), "dt_init_floor": (1e-4,),
 }  # fmt: skip
@@ -105,7 +108,7 @@ def check(kind: str, config: CaduceusConfig) -> None:
     for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{kind}: {name}={value!r} must be a whole number, at least 1")
-    for only, found, section in ((_ONLY, vars(config), ""), (_SSM_ONLY, config.ssm_cfg, "ssm_cfg.")):
+    for only, found, section in ((_ONLY[kind], vars(config), ""), (_SSM_ONLY, config.ssm_cfg, "ssm_cfg.")):
         for name, values in only.items():
             if name in found and found[name] not in values:
                 said = f"{section}{name}={found[name]!r} is not supported"
