@@ -22,7 +22,6 @@ from seq2exp.errors import UserError
 
 TRACKS = ("H3K27ac", "DNase")
 KINDS = ("causal", "peak_only", "motif_only")
-CONTACT_BIN = 16  # bases
 _COMPLEMENT = np.array([3, 2, 1, 0], dtype=np.uint8)
 
 
@@ -41,12 +40,13 @@ class SimulationParameters:
     causal: tuple[int, int] = (0, 2)
     peak_only: tuple[int, int] = (1, 3)
     motif_only: tuple[int, int] = (1, 2)
-    motif: str = "TGACTC"
+    motif: str = "TGACTC"  # several, of one length: commas between them; an element has copies of one of them
     motif_copies: int = 4
     amplitude: tuple[float, float] = (1.0, 3.0)
     track_jitter: float = 0.2  # sigma of the lognormal factor of a peak in each track
     track_noise: float = 0.1  # sigma of |N| at every base
     contact_decay: float = 400.0
+    contact_bin: int = 16
     strength: float = 3.0
     noise: float = 0.05  # sigma of the target's noise
 
@@ -57,8 +57,14 @@ class SimulationParameters:
             raise UserError("simulate: needs at least 3 chromosomes and as many genes as chromosomes.")
         if min(self.held_out()) < 1 or self.genes - sum(self.held_out()) < self.chromosomes - 2:
             raise UserError("simulate: every chromosome needs a gene; change genes, valid_fraction or test_fraction.")
-        if not set(self.motif) <= set("ACGT") or self.motif_copies * len(self.motif) > self.element_width:
-            raise UserError("simulate: the motif must be of A C G T and its copies must fit into element_width.")
+        sizes = {len(motif) for motif in self.motifs}
+        if not set(self.motif) <= set("ACGT,") or len(sizes) > 1 or self.motif_copies * max(sizes) > self.element_width:
+            raise UserError(
+                "simulate: the motif must be of A C G T, several must be of one length, and the copies must fit into "
+                "element_width."
+            )
+        if self.contact_bin < 1:
+            raise UserError("simulate: contact_bin must be at least 1.")
         if any(low < 0 or high < low for low, high in (self.causal, self.peak_only, self.motif_only)):
             raise UserError("simulate: element counts must be ranges low..high with 0 <= low <= high.")
         if most > slots:
@@ -67,6 +73,10 @@ class SimulationParameters:
             )
         if sum(self.peak_only) < sum(self.causal):
             raise UserError("simulate: there must be at least as many peak_only decoys as causal elements.")
+
+    @property
+    def motifs(self) -> list[str]:
+        return self.motif.split(",")
 
     def held_out(self) -> tuple[int, int]:
         """Number of valid and of test genes."""
@@ -133,7 +143,7 @@ def _place_genes(p: SimulationParameters, rng: np.random.Generator) -> pd.DataFr
     rows: list[tuple[str, str, int, str, float, str]] = []
     for number, (count, split) in enumerate(zip(counts, splits, strict=True), 1):
         for i in range(count):
-            tss = (2 * i + 2) * p.length // CONTACT_BIN * CONTACT_BIN + CONTACT_BIN // 2
+            tss = (2 * i + 2) * p.length // p.contact_bin * p.contact_bin + p.contact_bin // 2
             rows.append((f"SIM{len(rows) + 1:06d}", f"chr{number}", tss, "+-"[rng.integers(2)], 0.0, split))
     return pd.DataFrame(rows, columns=["gene_id", "chrom", "tss", "strand", "target", "split"])
 
@@ -177,9 +187,8 @@ def _sequence(p: SimulationParameters, length: int, elements: pd.DataFrame, rng:
     """Codes uint8 (length,): random bases, motif copies in causal and motif_only elements, and no accidental motif in a
     peak_only element or within an element's width of another motif (single ones elsewhere stay)."""
     codes = rng.integers(0, 4, size=length, dtype=np.uint8)
-    motif = np.array(["ACGT".index(base) for base in p.motif], dtype=np.uint8)
-    reverse = _COMPLEMENT[motif[::-1]]
-    size = len(motif)
+    motifs = [np.array(["ACGT".index(base) for base in motif], dtype=np.uint8) for motif in p.motifs]
+    size = len(motifs[0])
     planted = np.zeros(length, dtype=bool)
     peak_only = np.zeros(length, dtype=bool)
     for element in elements.itertuples():
@@ -187,13 +196,14 @@ def _sequence(p: SimulationParameters, length: int, elements: pd.DataFrame, rng:
             peak_only[element.start : element.end] = True
             continue
         free = p.element_width - p.motif_copies * size
+        motif = motifs[rng.integers(len(motifs)) if len(motifs) > 1 else 0]
         gaps = np.sort(rng.integers(0, free + 1, size=p.motif_copies))
         for i, gap in enumerate(gaps):
             at = element.start + int(gap) + i * size
-            codes[at : at + size] = motif if rng.integers(2) else reverse
+            codes[at : at + size] = motif if rng.integers(2) else _COMPLEMENT[motif[::-1]]
             planted[at : at + size] = True
     while True:
-        sites = find_motif(codes, p.motif)
+        sites = np.unique(np.concatenate([find_motif(codes, motif) for motif in p.motifs]))
         accidental = sites[~planted[sites] | ~planted[sites + size - 1]]
         close = np.diff(sites, prepend=-length, append=2 * length) <= p.element_width
         near = (close[:-1] | close[1:])[np.searchsorted(sites, accidental)]
@@ -232,15 +242,15 @@ def _track(p: SimulationParameters, length: int, elements: pd.DataFrame, rng: np
 
 def _contacts(p: SimulationParameters, genes: pd.DataFrame) -> pd.DataFrame:
     """One line per TSS and bin within a window length of it."""
-    steps = np.arange(-(-p.length // CONTACT_BIN), dtype=np.int64)
+    steps = np.arange(-(-p.length // p.contact_bin), dtype=np.int64)
     steps = np.concatenate([-steps[:0:-1], steps])
-    own = np.repeat(genes["tss"].to_numpy() // CONTACT_BIN, len(steps))
+    own = np.repeat(genes["tss"].to_numpy() // p.contact_bin, len(steps))
     other = own + np.tile(steps, len(genes))
     return pd.DataFrame(
         {
             "chrom": np.repeat(genes["chrom"].to_numpy(), len(steps)),
-            "bin1": np.minimum(own, other) * CONTACT_BIN,
-            "bin2": np.maximum(own, other) * CONTACT_BIN,
-            "contact": np.exp(-np.abs(other - own) * CONTACT_BIN / p.contact_decay),
+            "bin1": np.minimum(own, other) * p.contact_bin,
+            "bin2": np.maximum(own, other) * p.contact_bin,
+            "contact": np.exp(-np.abs(other - own) * p.contact_bin / p.contact_decay),
         }
     )

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from seq2exp.data_tools import GeneWindows, Store, build_store, simulate
 from seq2exp.files import atomic, write_json
 from seq2exp.inference.discover import Locus, Selection, discover, write_discovery
 from seq2exp.inference.evaluate import scores
 from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
+from seq2exp.inference.recovery import rivals
 from seq2exp.inference.ridge import binned_signals, fit_ridge
 from seq2exp.inference.scores import Element, Recovery
 from seq2exp.inference.windows import load_model, predict_genes
@@ -133,16 +133,11 @@ def recovery_of(loci: Iterable[Locus], known: Sequence[KnownElement], signal_nam
         by_gene.setdefault(element.gene_id, []).append(element)
     recovery = Recovery()
     for locus in loci:
-        signals = dict(zip(signal_names, locus.signals.T, strict=True))
-        contact = signals.pop("contacts")
-        rivals: dict[str, NDArray[np.float32]] = dict(signals)
-        rivals[" x ".join(signals)] = np.prod(list(signals.values()), axis=0)
-        rivals |= {f"{name} x contact": values * contact for name, values in rivals.items()}
         elements = [
             Element(element.start - locus.start, element.end - locus.start, element.kind == "causal")
             for element in by_gene.get(locus.gene_id, [])
         ]
-        recovery.add({"soft mask": locus.mask} | rivals, elements, locus.candidates)
+        recovery.add({"soft mask": locus.mask} | rivals(locus.signals, signal_names), elements, locus.candidates)
     return recovery
 
 

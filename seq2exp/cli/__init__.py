@@ -16,6 +16,7 @@ from .discover import discover
 from .evaluate import evaluate
 from .predict import predict
 from .profile import profile
+from .study import study
 from .train import train
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
-for command in (train, evaluate, predict, discover, profile, bench):
+for command in (train, evaluate, predict, discover, profile, bench, study):
     app.command()(command)
 
 

@@ -42,9 +42,10 @@ def simulate_command(
     causal: Annotated[tuple[int, int], typer.Option(help="Causal elements a gene, from and to.")] = _DEFAULT.causal,
     peak_only: Annotated[tuple[int, int], typer.Option(help="Peaks without motif a gene.")] = _DEFAULT.peak_only,
     motif_only: Annotated[tuple[int, int], typer.Option(help="Motifs without peak a gene.")] = _DEFAULT.motif_only,
-    motif: Annotated[str, typer.Option(help="Letters A C G T.")] = _DEFAULT.motif,
+    motif: Annotated[str, typer.Option(help="Letters A C G T; several motifs: A,B.")] = _DEFAULT.motif,
     motif_copies: Annotated[int, typer.Option(help="Copies in an element.")] = _DEFAULT.motif_copies,
     contact_decay: Annotated[float, typer.Option(help="contact = exp(-distance / decay).")] = _DEFAULT.contact_decay,
+    contact_bin: Annotated[int, typer.Option(help="Bases of a contact bin.")] = _DEFAULT.contact_bin,
     noise: Annotated[float, typer.Option(help="Standard deviation of the target's noise.")] = _DEFAULT.noise,
 ) -> None:
     """Writes FASTA, bigWigs, contacts, genes and the truth of a simulated genome."""

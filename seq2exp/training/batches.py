@@ -15,7 +15,7 @@ WHOLE = (slice(None),)
 
 
 class StepBatches:
-    """Batch sampler: for every step from ``first_step`` to ``steps``, the dataset indices of its batch.
+    """Batch sampler: for every step from ``first_step`` to ``steps``, the (dataset index, epoch) pairs of its batch.
 
     Each epoch is a permutation drawn from (seed, epoch). Batches run on across epochs: all have ``batch_size`` items.
     parts: what is read of every batch, one micro-batch each (`Ranks.parts`).
@@ -30,7 +30,7 @@ class StepBatches:
     def __len__(self) -> int:
         return (self.steps - self.first_step) * len(self.parts)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, []
         for step in range(self.first_step, self.steps):
             batch = []
@@ -38,7 +38,7 @@ class StepBatches:
                 if position // self.items != epoch:
                     epoch = position // self.items
                     order = permutation(self.items, self.seed, epoch)
-                batch.append(order[position % self.items])
+                batch.append((order[position % self.items], epoch))
             yield from (batch[part] for part in self.parts)
 
 

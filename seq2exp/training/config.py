@@ -27,6 +27,7 @@ class DataConfig(Section):
     """What is read and how: the store, reader processes, share of reverse-complemented windows.
 
     batch_size: windows per step, over all ranks. accumulate: in how many micro-batches each rank processes its share.
+    max_shift: training windows are moved by up to so many bases, anew in every epoch.
     """
 
     store: Path
@@ -34,6 +35,7 @@ class DataConfig(Section):
     accumulate: int = Field(default=1, ge=1)
     workers: int = Field(default=0, ge=0, le=64)
     rc_augmentation: Fraction = 0.0
+    max_shift: int = Field(default=0, ge=0)
 
 
 class OptimizerConfig(Section):

@@ -81,7 +81,10 @@ class Trainer:
         self.sharded = self.ranks.world > 1 and config.parallel == "fsdp"
         if self.sharded:
             shard(self.model, self.device, self.ranks.world)
-        self.train_set = GeneWindows(store, self.model.config.length, "train", compact=True)
+        self.train_set = GeneWindows(
+            store, self.model.config.length, "train", compact=True, max_shift=config.data.max_shift,
+            seed=derive_seed(config.seed, "shift"),
+        )  # fmt: skip
         self.valid_set = GeneWindows(store, self.model.config.length, "valid", compact=True)
         self.inputs = input_names(self.train_set)
         opt = config.optimizer

@@ -8,9 +8,10 @@ from seq2exp.training.batches import StepBatches, augment
 def test_every_epoch_sees_every_item_once_in_another_order():
     steps = list(StepBatches(items=10, batch_size=4, seed=3, steps=10))
     assert {len(batch) for batch in steps} == {4}
-    flat = [item for batch in steps for item in batch]
+    flat = [item for batch in steps for item, _ in batch]
     epochs = [flat[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert [epoch for batch in steps for _, epoch in batch] == [i // 10 for i in range(40)]
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
@@ -21,7 +22,8 @@ def test_order_depends_on_seed_and_step_only():
 
 
 def test_batch_may_be_larger_than_the_data():
-    assert [sorted(set(batch)) for batch in StepBatches(2, 5, seed=1, steps=2)] == [[0, 1], [0, 1]]
+    batches = StepBatches(2, 5, seed=1, steps=2)
+    assert [sorted({item for item, _ in batch}) for batch in batches] == [[0, 1], [0, 1]]
 
 
 def _batch(rows: int = 64) -> dict[str, torch.Tensor]:

@@ -1,0 +1,149 @@
+"""What the study varies: the settings of the training (variants), the simulated genes (conditions), and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from seq2exp.training.presets import TRAINING
+
+from .plan import Run
+
+DISCOVERY, NO_MASK, USUAL = "discovery", "no mask", "512 bases"
+SIZES = ("length", "center", "d_model", "d_state")  # model fields that a baseline has too
+SEEDS = (101, 102, 103, 104, 105)  # none of them was used to choose settings
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the discovery settings: fields of sections of the training settings, and why it is asked."""
+
+    asks: str
+    changes: Changes
+
+
+CONSTANT_KL: Changes = {"kl": {"start_fraction": 0.0, "ramp_fraction": 0.0}}
+PUBLISHED: Changes = {"preset": "soft", "select_bias": 0.0}
+PUBLISHED_HARD: Changes = {"preset": "hard", "select_bias": 0.0, "task_gradient": False}
+
+# The first block: one factor at a time set to its published value. The second: other masks, augmentation.
+VARIANTS: dict[str, Variant] = {
+    DISCOVERY: Variant("Seq2ExpConfig.discovery, KL ramp, RC augmentation", {}),
+    "mask at the input": Variant("mask_placement input", {"model": {"mask_placement": "input"}}),
+    "no select bias": Variant("select_bias 0", {"model": {"select_bias": 0.0}}),
+    "constant KL": Variant("KL weight 0.01 from the first step", CONSTANT_KL),
+    "signal scale 10": Variant(
+        "signal_scale 10, beta_min 1, the published pair", {"model": {"signal_scale": 10.0, "beta_min": 1.0}}
+    ),
+    "prior scale 10": Variant("prior_scale 10", {"model": {"prior_scale": 10.0}}),
+    "no RC augmentation": Variant("data.rc_augmentation 0", {"data": {"rc_augmentation": 0.0}}),
+    "published soft": Variant(
+        "Seq2ExpConfig.soft, constant KL, no augmentation",
+        {"model": PUBLISHED, "data": {"rc_augmentation": 0.0}} | CONSTANT_KL,
+    ),
+    "published hard": Variant(
+        "Seq2ExpConfig.hard without task gradient, constant KL, no augmentation",
+        {"model": PUBLISHED_HARD, "data": {"rc_augmentation": 0.0}} | CONSTANT_KL,
+    ),
+    "shift augmentation": Variant("data.max_shift 16, besides RC", {"data": {"max_shift": 16}}),
+    "packed hard": Variant("binary mask, packed predictor, task gradient", {"model": {"hard": True, "packed": True}}),
+    "packed hard, no task gradient": Variant(
+        "the same as published: no task gradient", {"model": {"hard": True, "packed": True, "task_gradient": False}}
+    ),
+    "top fraction": Variant(
+        "the top 10 % of the means as a binary mask", {"model": {"hard": True, "top_fraction": 0.1}}
+    ),
+}
+
+# What differs from the usual genes of 512 bases. Longer windows hold more elements and reach further.
+CONDITIONS: dict[str, Changes] = {
+    USUAL: {},
+    "two motifs": {"motif": "TGACTC,GATAAG"},
+    "one motif copy": {"motif_copies": 1},
+    "few decoys": {"peak_only": (1, 2), "motif_only": (0, 1)},
+    "many decoys": {"peak_only": (2, 4), "motif_only": (2, 3)},
+    "short contacts": {"contact_decay": 100.0},
+    "noise 0.2": {"noise": 0.2},
+    "1,000 genes": {"genes": 1_250},
+    "5,000 genes": {"genes": 6_250},
+    "1,024 bases": {"length": 1_024, "contact_decay": 800.0},
+    "2,048 bases": {
+        "length": 2_048, "contact_decay": 1_600.0, "causal": (0, 3), "peak_only": (2, 5), "motif_only": (2, 4)
+    },
+    "8,192 bases": {
+        "length": 8_192, "contact_decay": 6_400.0, "causal": (0, 4), "peak_only": (3, 8), "motif_only": (3, 6)
+    },
+    "200,000 bases": {
+        "length": 200_000, "center": 2_000, "element_width": 500, "motif_copies": 8, "causal": (0, 4),
+        "peak_only": (3, 8), "motif_only": (3, 6), "contact_decay": 50_000.0, "contact_bin": 1_000, "genes": 600,
+    },
+}  # fmt: skip
+
+
+SHORT = [name for name, changes in CONDITIONS.items() if "length" not in changes]
+LONGEST = "200,000 bases"
+
+
+def make_run(variant: str, condition: str, seed: int, *, genes: int | None = None, **training: Any) -> Run:
+    """A run of a variant on a condition.
+
+    Args:
+        genes: where the condition does not say; default: 2,600.
+        training: sections or fields of the training settings that replace those of `TRAINING`.
+    """
+    changes = CONDITIONS[condition]
+    simulation: dict[str, Any] = {"genes": genes or 2_600, "length": 512, "center": 32} | changes
+    settings: dict[str, Any] = _merged(TRAINING, {} if variant == NO_MASK else VARIANTS[variant].changes)
+    settings = _merged(settings, training)
+    windows = {"length": simulation["length"], "center": simulation["center"]}
+    model = settings["model"] | windows
+    if variant == NO_MASK:  # the predictor alone
+        sizes = {name: model[name] for name in SIZES}
+        model = {"baseline": "caduceus_signals", "layers": model["predictor_layers"]} | sizes
+        settings["kl"] = {"weight": 0.0}
+    return Run(variant, condition, seed, simulation, settings | {"model": model})
+
+
+def _merged(settings: Changes, changes: Changes) -> Changes:
+    """Sections merged field by field, what is no section replaced."""
+    both = {name: settings[name] | value for name, value in changes.items() if isinstance(settings.get(name), dict)}
+    return settings | changes | both
+
+
+def quick() -> list[Run]:
+    """Few small runs, to see the command work; too small for the mask to learn."""
+    small = {"steps": 120, "evaluate_every": 40, "checkpoint_every": 40}
+    runs = [
+        make_run(variant, USUAL, seed, genes=300, **small)
+        for variant in (DISCOVERY, "published soft", NO_MASK)
+        for seed in SEEDS[:2]
+    ]
+    return [*runs, make_run(DISCOVERY, "two motifs", SEEDS[0], genes=300, **small)]
+
+
+def committed() -> list[Run]:
+    """The study whose results are in bench/results: at most an hour on two cores."""
+    runs = [make_run(variant, USUAL, seed) for variant in (DISCOVERY, NO_MASK) for seed in SEEDS]
+    runs.append(make_run(DISCOVERY, "8,192 bases", SEEDS[0], steps=600, evaluate_every=120))
+    runs += [make_run(DISCOVERY, length, SEEDS[0]) for length in ("2,048 bases", "1,024 bases")]
+    runs += [make_run(name, USUAL, seed) for seed in SEEDS[:3] for name in VARIANTS if name != DISCOVERY]
+    return runs + [make_run(DISCOVERY, name, SEEDS[0]) for name in SHORT if name != USUAL]
+
+
+def gpu() -> list[Run]:
+    """Everything over five seeds, and windows of 200,000 bases; hours on one GPU."""
+    large = {
+        "steps": 5_000, "evaluate_every": 250, "precision": "bf16", "data": {"workers": 4},
+        "model": {"d_model": 64, "d_state": 16, "recompute": "layer"}, "optimizer": {"lr": 5e-4},
+    }  # fmt: skip
+    compared = (DISCOVERY, NO_MASK, "published soft", "published hard")
+    runs = [make_run(name, USUAL, seed) for name in (*VARIANTS, NO_MASK) for seed in SEEDS]
+    others = [name for name in CONDITIONS if name not in (USUAL, LONGEST)]
+    runs += [make_run(name, condition, seed) for condition in others for name in compared for seed in SEEDS[:3]]
+    return runs + [make_run(name, LONGEST, seed, **large) for name in compared for seed in SEEDS[:3]]
+
+
+PRESETS: dict[str, Callable[[], list[Run]]] = {"quick": quick, "committed": committed, "gpu": gpu}

@@ -1,0 +1,119 @@
+"""One run of a study, in a process of its own: `python -m seq2exp.study.one STUDY RUN DEVICE`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seq2exp.data_tools import GeneWindows, open_store
+from seq2exp.demo import simulated_store
+from seq2exp.errors import UserError
+from seq2exp.files import write_json
+from seq2exp.inference.recovery import Found, recover
+from seq2exp.inference.ridge import binned_signals, fit_ridge
+from seq2exp.inference.windows import load_model
+from seq2exp.training import TrainConfig, train
+
+from .plan import Run, read_plan
+
+RESULT, FAILED = "result.json", "failed.txt"
+SCORED_BASES = 16_384  # at a time
+BUILT_FROM = ("genome.fa", "genome.fa.fai", "H3K27ac.bw", "DNase.bw", "contacts.tsv")
+
+
+def perform(run: Run, out: Path, device: str) -> dict[str, Any]:
+    """Simulate (or find) the genome, train (or go on), score on the test genes, which nothing was chosen by."""
+    began = time.perf_counter()
+    data, folder = dataset(run, out), out / run.folder
+    fields = run.training | {"data": run.training["data"] | {"store": data / "store.zarr"}, "seed": run.seed}
+    config = TrainConfig.model_validate(fields)
+    trained = train(config, folder, resume=(folder / "config.yaml").exists(), device=device, quiet=True)
+    model, _, _ = load_model(folder, device)
+    windows = GeneWindows(open_store(data / "store.zarr"), model.config.length, "test")
+    batch = max(1, SCORED_BASES // model.config.length)
+    found = recover(model, windows, data / "simulated" / "elements.bed", batch_size=batch)
+    return {
+        "run": asdict(run),
+        "expression": errors(found.genes["prediction"].to_numpy(), found.genes["target"].to_numpy()),
+        "ridge": ridge(data, model.config.length),
+        "best_step": trained.best_step,
+        "seconds_per_step": trained.seconds_per_step,
+        "seconds": time.perf_counter() - began,
+    } | _recovery(found)
+
+
+def dataset(run: Run, out: Path) -> Path:
+    """The folder of a run's genome: store.zarr, and simulated/ with what is true of it. Made where it is not there."""
+    folder = out / run.dataset
+    if folder.exists():
+        return folder
+    mine = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    simulated_store(mine, seed=run.seed, **run.simulation)
+    for name in BUILT_FROM:
+        (mine / "simulated" / name).unlink(missing_ok=True)
+    try:
+        mine.rename(folder)
+    except OSError:  # another run has made it meanwhile
+        shutil.rmtree(mine)
+    return folder
+
+
+def errors(prediction: Any, target: Any) -> dict[str, float]:
+    """MSE, MAE, Pearson and R2 of predictions (genes,)."""
+    difference = np.asarray(prediction, dtype=np.float64) - target
+    mse = float(np.mean(difference**2))
+    constant = np.std(prediction) < 1e-9
+    return {
+        "mse": mse,
+        "mae": float(np.mean(np.abs(difference))),
+        "pearson": float("nan") if constant else float(np.corrcoef(prediction, target)[0, 1]),
+        "r2": 1 - mse / float(np.var(target)),
+    }
+
+
+def ridge(data: Path, length: int) -> dict[str, float]:
+    """Errors on the test genes of ridge regression on binned signals."""
+    store, x, y = open_store(data / "store.zarr"), {}, {}
+    for split in ("train", "valid", "test"):
+        items = GeneWindows(store, length, split)
+        x[split] = np.stack([binned_signals(items[i]["signals"].numpy()) for i in range(len(items))])
+        y[split] = items.genes["target"].to_numpy(np.float64)
+    weights, means, intercept = fit_ridge(x["train"], y["train"], x["valid"], y["valid"])
+    return errors((x["test"] - means) @ weights + intercept, y["test"])
+
+
+def _recovery(found: Found) -> dict[str, Any]:
+    kept = asdict(found) | {"best_rival": found.best_rival, "learned": found.learned}
+    del kept["genes"]
+    return kept
+
+
+def _end_with(parent: int) -> None:
+    """A run does not outlive the study that started it, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main(out: str, name: str, device: str) -> int:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    run = next(run for run in read_plan(Path(out)) if run.folder == name)
+    try:
+        result = perform(run, Path(out), device)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    write_json(Path(out) / name / RESULT, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
