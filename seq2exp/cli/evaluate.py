@@ -20,8 +20,16 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = None,
     rc_average: RcAverage = False,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="BED of known elements, their kind in column 5: adds how well the mask finds them"),
+    ] = None,
 ) -> None:
-    """Compare predictions with measured expression: MSE, MAE, Pearson, Spearman and mask ratio of every split."""
+    """Compare predictions with measured expression: MSE, MAE, Pearson, Spearman and mask ratio of every split.
+
+    With --truth also the area under the precision-recall curve of the soft mask for the elements of kind "causal", over
+    bases and over elements, and that of the best track or product of tracks.
+    """
     model, windows, how = open_trained(
         model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
     )
@@ -30,6 +38,11 @@ def evaluate(
     from seq2exp.inference.windows import predict_genes
 
     table = score_splits(predict_genes(model, windows, rc_average=rc_average, **how))
+    if truth is not None:
+        from seq2exp.inference.recovery import recovery_of_splits
+
+        recovery = recovery_of_splits(model, windows, list(table["split"]), truth, rc_average=rc_average, **how)
+        table = table.merge(recovery, on="split")
     out = out or model_path / "evaluation"
     with atomic(out / "evaluation.csv") as partial:
         table.to_csv(partial, index=False)

@@ -39,7 +39,7 @@ class Found:
         rivals: the same of the tracks and their products, which need no model.
         prevalence: the same of a constant.
         top_precision, top_recall: of the bases in the top fraction of each window's soft mask.
-        selected: share of bases that the mask lets through: of a binary mask its ones, of a soft one the means over 0.5.
+        selected: share of bases that the mask lets through: ones of a binary mask, means over 0.5 of a soft one.
         mean_mask: mean of the soft mask.
         profile: by kind of element the mean soft mask around it, three element widths long.
 
@@ -161,13 +161,41 @@ def recover(model: Model, windows: GeneWindows, truth: Path, *, top_fraction: fl
     )
 
 
-def selected_bases(config: Seq2ExpConfig, out: Any) -> Tensor:
+def recovery_of_splits(
+    model: Model, windows: GeneWindows, splits: Sequence[str], truth: Path, **settings: Any
+) -> pd.DataFrame:
+    """A row per split: mask_auprc and rival_auprc (the best one's) over bases and over elements, and ``learned``.
+
+    Raises:
+        UserError: a model without a mask, or no truth for a split.
+    """
+    if not hasattr(model.config, "prior_mean"):
+        raise UserError(
+            f"{truth}: this model has no mask (it is a baseline) that could be compared with known elements"
+        )
+    rows = []
+    for split in splits:
+        found = recover(model, GeneWindows(windows.store, windows.length, split, False), truth, **settings)
+        values = {
+            "mask_auprc": found.precision["soft mask"],
+            "rival_auprc": np.max(list(found.rivals.values()), axis=0),
+        }
+        over = {
+            f"{name}_{of}": float(pair[i])
+            for name, pair in values.items()
+            for i, of in enumerate(("bases", "elements"))
+        }
+        rows.append({"split": split, **over, "learned": found.learned})
+    return pd.DataFrame(rows)
+
+
+def selected_bases(config: Any, out: Any) -> Tensor:
     """bool (batch, L): the ones of a binary mask; of a soft one, where its mean is over 0.5."""
     return out.mask > 0.5 if config.hard else out.soft_mask > 0.5  # type: ignore[no-any-return]
 
 
-def sequence_part(config: Seq2ExpConfig, signals: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """alpha_seq / (alpha_seq + beta_seq), (batch, L): what the mask would be of the sequence alone (rule "sum").
+def generator_part(config: Seq2ExpConfig, signals: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """alpha_seq / (alpha_seq + beta_seq), (batch, L): the mask that the generator says (rule "sum").
 
     The concentrations of a model's output, less what the signals (batch, L, tracks) added to them.
     """
@@ -197,7 +225,7 @@ def _model_scores(model: Any, batch: dict[str, Any], out: Any) -> dict[str, Curv
     inputs = (batch["sequence"].to(device), batch["signals"].to(device), features)
     scores = {
         "soft mask": out.soft_mask.float(),
-        "sequence part": sequence_part(model.config, inputs[1], out.alpha, out.beta),
+        "generator part": generator_part(model.config, inputs[1], out.alpha, out.beta),
         "mask x gradient": mask_gradient(model, inputs, out.mask),
     }
     return {name: values.cpu().numpy() for name, values in scores.items()}

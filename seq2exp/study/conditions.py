@@ -115,7 +115,7 @@ def _merged(settings: Changes, changes: Changes) -> Changes:
 
 def quick() -> list[Run]:
     """Few small runs, to see the command work; too small for the mask to learn."""
-    small = {"steps": 120, "evaluate_every": 40, "checkpoint_every": 40}
+    small: Changes = {"steps": 120, "evaluate_every": 40, "checkpoint_every": 40}
     runs = [
         make_run(variant, USUAL, seed, genes=300, **small)
         for variant in (DISCOVERY, "published soft", NO_MASK)
@@ -135,7 +135,7 @@ def committed() -> list[Run]:
 
 def gpu() -> list[Run]:
     """Everything over five seeds, and windows of 200,000 bases; hours on one GPU."""
-    large = {
+    large: Changes = {
         "steps": 5_000, "evaluate_every": 250, "precision": "bf16", "data": {"workers": 4},
         "model": {"d_model": 64, "d_state": 16, "recompute": "layer"}, "optimizer": {"lr": 5e-4},
     }  # fmt: skip

@@ -58,16 +58,16 @@ def _profiles(study: Study, path: Path) -> None:
     if not shown:
         return
     figure = _figure(4.2 * len(shown), 3.2)
-    for place, (variant, axes) in enumerate(zip(shown, figure.subplots(1, len(shown), sharey=True, squeeze=False)[0])):
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for variant, axes in zip(shown, panels, strict=True):
         for kind, curve in _profile(study, variant).items():
             x = np.arange(len(curve)) - len(curve) / 2
             axes.plot(x, curve, color=KINDS.get(kind, MUTED), label=kind.replace("_", " "))
         half = len(curve) / 6
         axes.axvspan(-half, half, color=MUTED, alpha=0.12, linewidth=0)
-        axes.set(title=variant, xlabel="bases from the element's middle", ylim=(0, None))
-        if place == 0:
-            axes.set_ylabel("mean soft mask")
-            axes.legend(frameon=False, fontsize=9)
+        axes.set(title=variant, xlabel="bases from the element's middle")
+    panels[0].set(ylabel="mean soft mask", ylim=(0, None))
+    panels[0].legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -83,7 +83,7 @@ def _curves(study: Study, path: Path) -> None:
     """Validation error and share let through by step, the mean over the seeds of some variants."""
     figure = _figure(9, 3.4)
     panels = {"valid_mse": "MSE, validation genes", "selected_fraction": "mean of the mask, training"}
-    for (column, label), axes in zip(panels.items(), figure.subplots(1, 2)):
+    for (column, label), axes in zip(panels.items(), figure.subplots(1, 2), strict=True):
         for variant in CURVES:
             mean = _mean_curve(study, variant, column)
             if len(mean):

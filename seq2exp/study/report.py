@@ -16,27 +16,28 @@ from .conditions import DISCOVERY, NO_MASK, USUAL, VARIANTS
 from .runner import Study
 from .words import conclusions, in_short, targets
 
-MODEL_SCORES = {"soft mask": "mask", "sequence part": "sequence", "mask x gradient": "gradient"}
+MODEL_SCORES = {"soft mask": "mask", "generator part": "generator", "mask x gradient": "gradient"}
 NOTES = "simulated_notes.md"  # written by hand, beside the report
 PICTURES = {
-    "variants.png": "Every point is a run: AUPRC of the mask over bases, as a multiple of the best rival. Right of the line the mask "
-    "has learned.",
+    "variants.png": "Every point is a run: AUPRC of the mask over bases, as a multiple of the best rival. Right of the "
+    "red line the mask has learned.",
     "conditions.png": "The same for the discovery settings on other genes.",
-    "profile.png": "Mean soft mask around the elements of the test genes: causal, peak without motif, motif without peak.",
-    "curves.png": "Training: error on the validation genes and share that the mask lets through, mean over the seeds.",
-}  # fmt: skip
+    "profile.png": "Mean soft mask around the elements of the test genes (grey: the element).",
+    "curves.png": "Training: error on the validation genes and mean of the mask, means over the seeds.",
+}
 
 DEFINITIONS = f"""\
-- **AUPRC** of a score for the causal elements, over bases (b) or over candidate elements scored by their mean (e), on the
-  test genes, outside the centre. The test genes chose nothing: the checkpoint is chosen on the validation genes, the
-  settings were chosen on genomes of other seeds.
-- **best rival**: the best of each track alone, their product, and these times contact. **learned**: the AUPRC of the mask
-  over bases is at least {LEARNED} times that of the best rival.
-- **mask**: the soft mask, alpha / (alpha + beta). **sequence**: alpha_seq / (alpha_seq + beta_seq), which cannot tell a
-  causal element from a motif without a peak. **gradient**: mask x |d expression / d mask|.
+- **AUPRC** of a score for the causal elements, over bases (b) or over candidate elements scored by their mean (e), on
+  the test genes, outside the centre. The test genes chose nothing: the checkpoint is chosen on the validation genes,
+  the settings were chosen on genomes of other seeds.
+- **best rival**: the best of each track alone, their product, and these times contact. **learned**: the AUPRC of the
+  mask over bases is at least {LEARNED} times that of the best rival.
+- **mask**: the soft mask, alpha / (alpha + beta). **generator**: alpha_seq / (alpha_seq + beta_seq), its part that the
+  generator says; a generator that reads the sequence alone cannot tell a causal element from a motif without a peak.
+  **gradient**: mask x |d expression / d mask|.
 - **top 10 %**: precision / recall of the tenth of a window's bases with the highest soft mask.
-- **selected**: share of bases outside the centre that the mask lets through: the ones of a binary mask (threshold or top
-  fraction); of a soft one, the bases whose mean is over 0.5.
+- **selected**: share of bases outside the centre that the mask lets through: the ones of a binary mask (threshold or
+  top fraction); of a soft one, the bases whose mean is over 0.5.
 - **no mask**: the predictor alone, on sequence and signals. **ridge**: on 64 bins of the signals.
 - Figures are mean ± standard deviation over data seeds: each has a genome, a start and an order of its own.
   **s**: seconds of a run, on one thread, with simulating and scoring."""
@@ -91,7 +92,9 @@ def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     sections += ["## Scores that need no training", _markdown(references(table))]
     if (folder / NOTES).exists():
         sections.append((folder / NOTES).read_text().strip())
-    sections += [f"![{says}]({name})\n\n{says}" for name, says in PICTURES.items() if (folder / name).exists()]
+    sections += [
+        f"![{Path(name).stem}]({name})\n\n{says}" for name, says in PICTURES.items() if (folder / name).exists()
+    ]
     return [*sections, "## What the words mean", DEFINITIONS]
 
 
@@ -101,8 +104,8 @@ def _state(study: Study, table: pd.DataFrame) -> str:
         state += f", {len(study.failed)} failed: " + "; ".join(f"{n} ({why})" for n, why in study.failed.items())
     seconds = table["seconds"]
     return (
-        f"Written by `seq2exp study`; every run is a row of `simulated.csv`. {state}; they took {seconds.sum() / 60:.0f} "
-        f"minutes of one core, {seconds.median():.0f} s a run (median)."
+        f"Written by `seq2exp study`; every run is a row of `simulated.csv`. {state}; they took "
+        f"{seconds.sum() / 60:.0f} minutes of one core, {seconds.median():.0f} s a run (median)."
     )
 
 
@@ -148,7 +151,7 @@ def references(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _recovery(group: pd.DataFrame) -> dict[str, str]:
-    pairs = {f"{name}, b / e": (f"{name}_bases", f"{name}_elements") for name in ("sequence", "gradient")}
+    pairs = {f"{name}, b / e": (f"{name}_bases", f"{name}_elements") for name in ("generator", "gradient")}
     return {
         "learned": f"{int(group['learned'].sum())} of {len(group)}",
         "mask, b": spread(group["mask_bases"]),

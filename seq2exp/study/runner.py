@@ -93,7 +93,8 @@ class Study:
         """
         for left in self.out.glob("data/*.partial"):
             shutil.rmtree(left)
-        waiting, active = list(self.to_do), {}
+        waiting = list(self.to_do)
+        active: dict[subprocess.Popen[bytes], Run] = {}
         task = progress.add_task("runs", total=len(self.runs), completed=len(self.results))
         try:
             while waiting or active:

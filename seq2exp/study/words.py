@@ -28,8 +28,8 @@ def in_short(usual: pd.DataFrame) -> str:
     if len(published):
         text += (
             f" Under the published soft settings it learns on {_share(published)}: "
-            f"{published['ratio'].mean():.2f} times the best rival, {published['mask_elements'].mean():.2f} over elements, "
-            f"R2 {published['r2'].mean():.3f}."
+            f"{published['ratio'].mean():.2f} times the best rival, {published['mask_elements'].mean():.2f} over "
+            f"elements, R2 {published['r2'].mean():.3f}."
         )
     return text
 
