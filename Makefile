@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc/*/*/*)
 
-.PHONY: demo test slow bench lint wheel static gpu carry clean
+.PHONY: demo study test slow bench lint wheel static gpu carry clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/seq2exp demo --out runs/demo --force
+
+# What makes the mask learn, on simulated genes: an hour on 2 cores; interrupted, the same command goes on.
+study: $(VENV)/.installed-demo
+	$(BIN)/seq2exp study runs/study --preset committed --results bench/results/study
 
 # A worker for each core, and one thread for each worker.
 test: $(VENV)/.installed-test

@@ -102,7 +102,7 @@ def make_run(variant: str, condition: str, seed: int, *, genes: int | None = Non
     model = settings["model"] | windows
     if variant == NO_MASK:  # the predictor alone
         sizes = {name: model[name] for name in SIZES}
-        model = {"baseline": "caduceus_signals", "layers": model["predictor_layers"]} | sizes
+        model = {"name": "caduceus_signals", "layers": model["predictor_layers"]} | sizes
         settings["kl"] = {"weight": 0.0}
     return Run(variant, condition, seed, simulation, settings | {"model": model})
 

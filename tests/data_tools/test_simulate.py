@@ -153,6 +153,33 @@ def test_no_element_can_be_told_by_its_distance(simulated):
     assert abs(means - means.mean()).max() < 12, means
 
 
+def test_several_motifs(tmp_path):
+    """Every element with motifs has copies of one of them; peaks have none of either."""
+    motifs = ("TGACTC", "GATAAG")
+    folder = simulate(tmp_path, seed=3, genes=40, motif=",".join(motifs), motif_copies=3)
+    codes = dict(read_codes(folder / "genome.fa", {f"chr{i}" for i in range(1, 6)}))
+    counts = {
+        motif: {c: np.isin(np.arange(len(s)), find_motif(s, motif)) for c, s in codes.items()} for motif in motifs
+    }
+    kinds = dict.fromkeys(motifs, 0)
+    for element in elements_of(folder).itertuples():
+        inside = [int(counts[m][element.chrom][element.start : element.end - 5].sum()) for m in motifs]
+        if element.kind == "peak_only":
+            assert inside == [0, 0]
+        else:
+            assert max(inside) >= 3, element
+            kinds[motifs[int(np.argmax(inside))]] += 1
+    assert min(kinds.values()) > 0.3 * sum(kinds.values())
+
+
+def test_contacts_by_wider_bins(tmp_path):
+    folder = simulate(tmp_path, seed=3, genes=12, chromosomes=3, contact_bin=64)
+    contacts, genes = pd.read_csv(folder / "contacts.tsv", sep="\t"), pd.read_csv(folder / "genes.csv")
+    assert ((contacts["bin2"] - contacts["bin1"]) % 64 == 0).all() and (contacts["bin1"] % 64 == 0).all()
+    assert len(contacts) == 12 * (2 * 512 // 64 - 1)
+    assert (genes["tss"] % 64 == 32).all()
+
+
 def test_sizes_are_options(tmp_path):
     folder = simulate(
         tmp_path, seed=1, genes=12, chromosomes=4, length=1_024, element_width=64, causal=(1, 1), motif="ACGTTA"
@@ -172,6 +199,8 @@ def test_sizes_are_options(tmp_path):
         ({"causal": (2, 3), "peak_only": (0, 1)}, "at least as many peak_only"),
         ({"causal": (2, 1)}, "low <= high"),
         ({"motif": "TGAN"}, "A C G T"),
+        ({"motif": "TGACTC,GATA"}, "of one length"),
+        ({"contact_bin": 0}, "contact_bin"),
         ({"windows": 3}, "windows"),
     ],
 )

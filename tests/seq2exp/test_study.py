@@ -61,7 +61,7 @@ def test_a_variant_differs_from_discovery_in_what_it_says_only():
             changed = {key for key in fields if fields[key] != base[section].get(key)}
             assert changed == set(variant.changes.get(section, {})), (name, section)
     assert make_run(NO_MASK, USUAL, 101).training["model"] == {
-        "baseline": "caduceus_signals", "layers": 2, "d_model": 32, "d_state": 4, "length": 512, "center": 32
+        "name": "caduceus_signals", "layers": 2, "d_model": 32, "d_state": 4, "length": 512, "center": 32
     }  # fmt: skip
 
 

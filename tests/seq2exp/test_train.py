@@ -83,6 +83,19 @@ def test_a_run_is_a_function_of_its_seed(settings, tmp_path):
     assert _rows(tmp_path / "a") != _rows(tmp_path / "c")
 
 
+def test_shift_augmentation_moves_training_windows_anew_in_every_epoch(settings, tmp_path):
+    trainer = Trainer(_config(settings, data=settings["data"] | {"max_shift": 5}), tmp_path / "run", quiet=True)
+    starts = [
+        {trainer.train_set[i, epoch]["start"] - trainer.train_set[i]["start"] for i in range(9)} for epoch in (1, 2)
+    ]
+    assert len(starts[0]) > 2 and starts[0] != starts[1]
+    tss = trainer.valid_set.genes["tss"].to_numpy() - 64
+    assert [trainer.valid_set[i]["start"] for i in range(len(tss))] == tss.tolist()
+    seen = [batch["start"].tolist() for batch, _ in zip(trainer._batches(), range(4), strict=False)]
+    usual = set((trainer.train_set.genes["tss"] - 64).tolist())
+    assert any(start not in usual for batch in seen for start in batch)
+
+
 def test_reader_processes_change_nothing(settings, tmp_path):
     train(_config(settings), tmp_path / "a", quiet=True)
     config = _config(settings, data=settings["data"] | {"workers": 1})
