@@ -192,7 +192,33 @@ def _joint_backward(
     )
 
 
-# --- untied projections, or the directions multiplied: each its own mixer ---------------------------------------------
+# --- untied projections, or the directions multiplied: each its own mixer; and a mixer of one direction ---------------
+
+
+def forward_one(backend: str, h: Tensor, weights: list[Tensor], save_states: bool) -> tuple[Tensor, Tensor]:
+    """`forward` from left to right only; weights: in_proj, out_proj and the `ScanWeights`."""
+    m, w = parts(backend), Weights([(weights[0], weights[1])], [ScanWeights(*weights[2:])])
+
+    def run(rows: slice) -> tuple[Outputs, Outputs]:
+        return _single_forward(m, h[rows], w, 0, None, save_states), ()
+
+    out, states = by_rows(tuple(h.shape[:2]), FORWARD_BASES, run)[0]
+    return out, states
+
+
+def backward_one(
+    backend: str, grad_out: Tensor, h: Tensor, weights: list[Tensor], states: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of h and of the weights of `forward_one`."""
+    m, w = parts(backend), Weights([(weights[0], weights[1])], [ScanWeights(*weights[2:])])
+
+    def run(rows: slice) -> tuple[Outputs, Outputs]:
+        own = states_of(states, h.shape[0], rows)
+        grad_h, pair, direction = _single_backward(m, grad_out[rows], h[rows], w, 0, None, own)
+        return [grad_h], [*pair, *direction]
+
+    (grad_h,), grads = by_rows(tuple(h.shape[:2]), BACKWARD_BASES, run)
+    return grad_h, grads
 
 
 def _single(w: Weights, i: int) -> tuple[Tensor, Tensor, ScanWeights, bool]:

@@ -154,13 +154,14 @@ def cast(
     rev_proj: tuple[Tensor, Tensor] | None,
 ) -> list[Tensor]:  # fmt: skip
     """`mixer.Weights`, flat."""
-    wide = torch.promote_types(dtype, torch.float32)
     pairs = [(in_proj, out_proj), *([rev_proj] if rev_proj else [])]
-    directions = [
-        ScanWeights(*(x.to(dtype if name in _CAST else wide) for name, x in zip(w._fields, w, strict=True)))
-        for w in (fwd, rev)
-    ]
+    directions = [cast_direction(dtype, w) for w in (fwd, rev)]
     return mixer.Weights([(a.to(dtype), b.to(dtype)) for a, b in pairs], directions).flat()
+
+
+def cast_direction(dtype: torch.dtype, w: ScanWeights) -> ScanWeights:
+    wide = torch.promote_types(dtype, torch.float32)
+    return ScanWeights(*(x.to(dtype if name in _CAST else wide) for name, x in zip(w._fields, w, strict=True)))
 
 
 def needs_backward(*tensors: Tensor | None) -> bool:

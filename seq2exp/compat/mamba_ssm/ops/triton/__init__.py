@@ -1,0 +1,1 @@
+"""Norms and the step of a scan; in mamba-ssm these are Triton kernels, here our ops."""

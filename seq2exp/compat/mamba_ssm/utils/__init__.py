@@ -1,0 +1,1 @@
+"""What inference passes to the layers."""
