@@ -82,4 +82,5 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -93,9 +93,9 @@ def causal_conv1d_update(
         window = torch.cat([state.gather(2, ring[..., :before]), new.to(state.dtype)], -1)
         state = state.scatter(2, ring[..., before:], new.to(state.dtype))
     if conv_state_indices is None:
-        conv_state.copy_(state)
+        conv_state.copy_(state.detach())
     else:
-        conv_state[conv_state_indices.long()] = state
+        conv_state[conv_state_indices.long()] = state.detach()
     out = _convolved(window[..., before:], weight, bias, None, window[..., :before], silu).to(x.dtype)
     return out[..., 0] if x.dim() == 2 else out
 

@@ -143,7 +143,7 @@ class Mamba(nn.Module):
     def _read(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """The whole input, leaving in the states what `step` goes on from."""
         x, z = self._project(hidden_states).chunk(2, 1)
-        conv_state.copy_(F.pad(x, (self.d_conv - x.shape[2], 0)))  # a negative padding cuts
+        conv_state.copy_(F.pad(x.detach(), (self.d_conv - x.shape[2], 0)))  # a negative padding cuts
         c: Any = causal_conv1d_fn(x, self.conv1d.weight[:, 0], self.conv1d.bias, activation=self.activation)
         low, B, C = self.x_proj(c.transpose(1, 2)).transpose(1, 2).split([self.dt_rank, self.d_state, self.d_state], 1)
         delta = F.linear(low.transpose(1, 2), self.dt_proj.weight).transpose(1, 2)

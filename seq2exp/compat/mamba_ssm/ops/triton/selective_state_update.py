@@ -21,7 +21,7 @@ def selective_state_update(
     step = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias
     step = F.softplus(step) if dt_softplus else step
     new = state * torch.exp(step[..., None] * A) + (step * x)[..., None] * B[:, None]
-    state.copy_(new)
+    state.copy_(new.detach())
     y = (new * C[:, None]).sum(-1)
     y = y if D is None else y + D * x
     return (y if z is None else y * F.silu(z.to(wide))).to(x.dtype)
