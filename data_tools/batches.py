@@ -21,10 +21,10 @@ def stack(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def expand(batch: dict[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
-    """Moves a batch to a device and there makes signals, exclude and include of its compact parts, if it has them.
+    """Moves a batch to a device and there makes signals and regions of its compact parts, if it has them.
 
-    The result is that of items that were not compact, bit by bit: signals float32 (batch, length, tracks), exclude and
-    include bool (batch, length).
+    The result is that of items that were not compact, bit by bit: signals float32 (batch, length, tracks), exclude,
+    include and, if read, peaks bool (batch, length).
     """
     place = batch.get("contact_place")  # stays where it is: its numbers say what is copied where
     batch = {n: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in batch.items()}
@@ -41,7 +41,8 @@ def expand(batch: dict[str, Any], device: torch.device | str | None = None) -> d
         del batch["contact_place"]
         for row, (size, offset, low, high) in enumerate(place.tolist()):
             signals[row, low:high, -1] = bins[row].repeat_interleave(size)[offset + low : offset + high]
-    regions = {role: _bits(batch.pop(f"{role}_bits"), length) for role in ("exclude", "include")}
+    roles = [name.removesuffix("_bits") for name in batch if name.endswith("_bits")]
+    regions = {role: _bits(batch.pop(f"{role}_bits"), length) for role in roles}
     return batch | {"signals": signals} | regions
 
 

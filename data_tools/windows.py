@@ -30,6 +30,7 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
         gene_features: float32 (features,)
         target: float32 (), NaN where empty
         exclude, include: bool (length,)
+        peaks: bool (length,), only with `peaks`
         gene_id: str;  chrom: str;  start: int, the window's first base;  row: int, the gene's row in store.genes
 
     A compact item is what travels to a GPU, 7.25 bytes a base with three tracks; ``expand`` makes the above of a batch
@@ -38,7 +39,7 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
         contact_bins: float32 (bins,), log10(1 + contact) of (length - 1) // resolution + 2 bins
         contact_place: int64 (4,), resolution, offset, low, high: base j lies in bin (offset + j) // resolution when
             low <= j < high, else outside the chromosome
-        exclude_bits, include_bits: uint8 (ceil(length / 8),), a bit a base, the first base the highest bit
+        exclude_bits, include_bits, peaks_bits: uint8 (ceil(length / 8),), a bit a base, the first base the highest bit
 
     Args:
         store: a store or its path. How much of it each process keeps decoded: ``open_store(path, cache_bytes)``.
@@ -49,10 +50,11 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
         max_shift: move each window by up to so many bases, all shifts alike.
         rc_augmentation: probability with which a window is read from the other strand: the sequence reversed and
             complemented, all else along the window reversed.
+        peaks: also read the peaks of the store.
         seed: shift and strand are functions of (seed, epoch, row) and nothing else.
 
     Raises:
-        UserError: an unknown split, no gene left, or contacts that do not reach over the window.
+        UserError: an unknown split, no gene left, no peaks in the store, or contacts that do not reach over the window.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
         compact: bool = False,
         max_shift: int = 0,
         rc_augmentation: float = 0.0,
+        peaks: bool = False,
         seed: int = 0,
     ) -> None:
         self.store = store if isinstance(store, Store) else open_store(store)
@@ -78,6 +81,12 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
             raise UserError(
                 f"max_shift is {max_shift} and rc_augmentation {rc_augmentation}; they must be at least 0, and between "
                 "0 and 1."
+            )
+        self._roles = ("exclude", "include", "peaks") if peaks else ("exclude", "include")
+        if peaks and not self.store.region_size("peaks")[0]:
+            raise UserError(
+                f"{self.store.path}: holds no peaks; build it with --peaks FILE.narrowPeak (`seq2exp data peaks` calls "
+                "them with MACS3)."
             )
         self.genes: pd.DataFrame = self._choose(split, require_target)
         self.rows: np.ndarray = self.genes.index.to_numpy(np.int64)
@@ -155,7 +164,7 @@ class GeneWindows(torch.utils.data.Dataset[dict[str, Any]]):
         tracks = np.zeros((len(store.tracks), self.length), dtype=self._dtype)
         for name, out in zip(store.tracks, tracks, strict=True):
             store.read_track(name, chrom, start, end, out)
-        regions = {role: store.regions(role, chrom, start, end) for role in ("exclude", "include")}
+        regions = {role: store.regions(role, chrom, start, end) for role in self._roles}
         if reverse:
             codes, tracks = _COMPLEMENT[codes[::-1]], tracks[:, ::-1].copy()
             regions = {role: inside[::-1] for role, inside in regions.items()}

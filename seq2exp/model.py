@@ -41,16 +41,20 @@ class Seq2ExpOutput(NamedTuple):
 
 
 class ExpressionHead(nn.Module):
-    """Mean of the centre hidden states, gene features behind it, a ReLU network: (batch, d_model) -> (batch,)."""
+    """Mean of the centre hidden states, gene features behind it, a ReLU network: (batch, d_model) -> (batch,).
 
-    def __init__(self, d_model: int, gene_features: int) -> None:
+    hidden: its width; None: d_model.
+    """
+
+    def __init__(self, d_model: int, gene_features: int, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = hidden or d_model
         self.layers = nn.Sequential(
-            nn.Linear(d_model + gene_features, d_model),
+            nn.Linear(d_model + gene_features, hidden),
             nn.ReLU(),
-            nn.Linear(d_model, d_model),
+            nn.Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Linear(d_model, 1),
+            nn.Linear(hidden, 1),
         )
 
     def forward(self, pooled: Tensor, gene_features: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALONG_THE_WINDOW = ("sequence", "signals", "exclude", "include")  # of a batch, (batch, L, ...)
+ALONG_THE_WINDOW = ("sequence", "signals", "exclude", "include", "peaks")  # of a batch, (batch, L, ...)
 
 
 def complement(sequence: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ def both_strands(sequence: Tensor) -> Tensor:
 
 
 def reverse_complement(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch as read from the other strand: the sequence reversed and complemented; signals, exclude and include
-    reversed along the window. All else stays. Doing it twice gives the batch back."""
+    """A batch as read from the other strand: the sequence reversed and complemented; all else along the
+    window reversed. What is not along it stays. Doing it twice gives the batch back."""
     other = batch | {"sequence": complement(batch["sequence"])}
     return other | {name: other[name].flip(1) for name in ALONG_THE_WINDOW if name in batch}
 

@@ -1,7 +1,29 @@
-"""Models to compare with."""
+"""Models to compare with. `seq2exp.registry` has their names in training files."""
 
 from seq2exp.baselines.caduceus import GeneExpBiMamba, GeneExpBiMambaConfig
+from seq2exp.baselines.enformer import Enformer, EnformerConfig
+from seq2exp.baselines.epinformer import EPInformer, EPInformerConfig
 from seq2exp.baselines.hyenadna import HyenaDNA, HyenaDNAConfig
+from seq2exp.baselines.masked import AbcMasked, AbcMaskedConfig, MaskedConfig, PeakMasked, Retrained, RetrainedConfig
 from seq2exp.baselines.published import PublishedForm
+from seq2exp.baselines.ridge import Ridge, RidgeConfig
 
-__all__ = ["GeneExpBiMamba", "GeneExpBiMambaConfig", "HyenaDNA", "HyenaDNAConfig", "PublishedForm"]
+__all__ = [
+    "AbcMasked",
+    "AbcMaskedConfig",
+    "EPInformer",
+    "EPInformerConfig",
+    "Enformer",
+    "EnformerConfig",
+    "GeneExpBiMamba",
+    "GeneExpBiMambaConfig",
+    "HyenaDNA",
+    "HyenaDNAConfig",
+    "MaskedConfig",
+    "PeakMasked",
+    "PublishedForm",
+    "Retrained",
+    "RetrainedConfig",
+    "Ridge",
+    "RidgeConfig",
+]

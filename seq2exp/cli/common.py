@@ -50,7 +50,9 @@ def open_trained(
     precision = precision or str(run.get("precision", "fp32"))
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision {precision!r} is unknown: one of fp32, bf16")
-    windows = GeneWindows(open_store(store_path), model.config.length, split, require_target=False)
+    windows = GeneWindows(
+        open_store(store_path), model.config.length, split, require_target=False, peaks=model.reads_peaks
+    )
     check_inputs(model, inputs, windows)
     how = {"batch_size": batch_size or int(data.get("batch_size", 1)), "workers": workers, "precision": precision}
     return model, windows, how

@@ -20,6 +20,7 @@ def train(
 
     On several GPUs: `torchrun --nproc-per-node GPUS -m seq2exp train CONFIG.yaml --out RUN`.
 
+    model.name in CONFIG.yaml chooses what is trained: seq2exp (the default), a baseline such as hyenadna, or retrain.
     Strands, in CONFIG.yaml: model.rc_equivariant: true makes a model that treats both alike;
     data.rc_augmentation: 0.5 reverse-complements half of the windows instead.
     """

@@ -63,7 +63,7 @@ class Selection:
 
     def regions(self, mask: NDArray[np.float32], candidates: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """Selected runs of a window, (start, end) half-open, merged and filtered; mask and candidates are (L,)."""
-        chosen = candidates & (mask >= self.cut(mask[candidates]))
+        chosen = candidates & (mask > 0) & (mask >= self.cut(mask[candidates]))
         edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
         merged: list[tuple[int, int]] = []
         for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
@@ -111,7 +111,7 @@ def discover(model: Model, windows: GeneWindows, selection: Selection, **setting
     past a chromosome end.
     """
     if not model.has_mask:
-        raise UserError("this model has no mask (it is a baseline), so there is nothing to discover")
+        raise UserError(f"{type(model).__name__} has no mask, it is a baseline: there is nothing to discover")
     chromosomes = windows.store.chromosomes
     names = list(chromosomes)
     genes = windows.genes.reset_index(drop=True)

@@ -16,6 +16,7 @@ from seq2exp.data_tools import GeneWindows, expand, stack
 from seq2exp.errors import UserError
 from seq2exp.strands import reverse_complement
 
+REGIONS = ("exclude", "include", "peaks")  # the last only where the model reads peaks
 Model: TypeAlias = Any  # a module of `seq2exp.registry`
 
 
@@ -35,14 +36,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def call_model(model: Model, batch: dict[str, Any], device: torch.device, seed: int | None = None) -> Any:
     """Move one collated batch to the device and run the model on it."""
-    names = ("sequence", "signals", "gene_features", "exclude", "include")
-    moved = {name: batch[name].to(device, non_blocking=True) for name in names}
+    names = ("sequence", "signals", "gene_features", *REGIONS)
+    moved = {name: batch[name].to(device, non_blocking=True) for name in names if name in batch}
     return model(
         moved["sequence"],
         moved["signals"],
         moved["gene_features"] if moved["gene_features"].shape[1] else None,
-        exclude=moved["exclude"],
-        include=moved["include"],
+        **{name: moved[name] for name in REGIONS if name in moved},
         seed=seed,
         rows=torch.as_tensor(batch["row"], dtype=torch.int64, device=device),
     )
@@ -117,14 +117,7 @@ def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str,
     Raises:
         UserError: no model there, or a damaged one.
     """
-    path = Path(path)
-    folder = path / "best" if (path / "best").is_dir() else path
-    if not (folder / "config.json").is_file():
-        if (path / "config.yaml").is_file():
-            raise UserError(
-                f"{path}: this run has no best model yet; train it to its first evaluation at full KL weight"
-            )
-        raise UserError(f"{path}: neither a run folder nor a saved model: {folder / 'config.json'} does not exist")
+    path, folder = Path(path), model_folder(path)
     import yaml
 
     from seq2exp.registry import MODELS, model_class
@@ -141,6 +134,18 @@ def load_model(path: str | Path, device: str = "auto") -> tuple[Model, dict[str,
         raise UserError(f"{folder / 'config.json'}: model {kind!r} is unknown: one of {', '.join(known)}")
     model: Model = found.from_pretrained(folder)
     return model.to(resolve_device(device)).eval(), inputs, run
+
+
+def model_folder(path: str | Path) -> Path:
+    """Where the model of a run folder is (its best/), or that of a folder of ``save_pretrained``. Raises UserError when
+    there is none."""
+    path = Path(path)
+    folder = path / "best" if (path / "best").is_dir() else path
+    if (folder / "config.json").is_file():
+        return folder
+    if (path / "config.yaml").is_file():
+        raise UserError(f"{path}: this run has no best model yet; train it to its first evaluation at full KL weight")
+    raise UserError(f"{path}: neither a run folder nor a saved model: {folder / 'config.json'} does not exist")
 
 
 def input_names(windows: GeneWindows) -> dict[str, list[str]]:

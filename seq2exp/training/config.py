@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from seq2exp.errors import UserError
 
@@ -30,7 +30,7 @@ class DataConfig(Section):
     max_shift: training windows are moved by up to so many bases, anew in every epoch.
     """
 
-    store: Path
+    store: Annotated[Path, AfterValidator(Path.absolute)]
     batch_size: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
     workers: int = Field(default=0, ge=0, le=64)
@@ -103,6 +103,8 @@ class TrainConfig(Section):
     @field_validator("model")
     @classmethod
     def _model_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(fields.get("source"), str):
+            fields = fields | {"source": str(Path(fields["source"]).absolute())}
         model_config(fields)
         return fields
 
@@ -197,10 +199,8 @@ def defining(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the settings as YAML, the store as an absolute path."""
-    fields = config.model_dump(mode="json")
-    fields["data"]["store"] = str(config.data.store.absolute())
-    path.write_text(yaml.safe_dump(fields, sort_keys=False))
+    """Write the settings as YAML. Paths in it are absolute."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def sentence(error: ValidationError, model: type[BaseModel] | None = None) -> str:

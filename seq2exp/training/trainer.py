@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from seq2exp.baselines import Ridge
 from seq2exp.data_tools import GeneWindows, Store, collate, expand, open_store, stack
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.inference.windows import Model, autocast, call_model, input_names, predict_genes, resolve_device
@@ -81,11 +82,12 @@ class Trainer:
         self.sharded = self.ranks.world > 1 and config.parallel == "fsdp"
         if self.sharded:
             shard(self.model, self.device, self.ranks.world)
+        length, peaks = self.model.config.length, self.model.reads_peaks
         self.train_set = GeneWindows(
-            store, self.model.config.length, "train", compact=True, max_shift=config.data.max_shift,
+            store, length, "train", compact=True, max_shift=config.data.max_shift, peaks=peaks,
             seed=derive_seed(config.seed, "shift"),
         )  # fmt: skip
-        self.valid_set = GeneWindows(store, self.model.config.length, "valid", compact=True)
+        self.valid_set = GeneWindows(store, length, "valid", compact=True, peaks=peaks)
         self.inputs = input_names(self.train_set)
         opt = config.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -101,6 +103,8 @@ class Trainer:
         else:
             run.mkdir(parents=True, exist_ok=True)
             save_config(config, run / "config.yaml")
+        if isinstance(self.model, Ridge) and self.ranks.world > 1:
+            raise UserError("model.name ridge is solved at once, in one process: start it without torchrun")
         self.replica = replica(self.model, self.ranks.world)
         self.forward = torch.compile(self.replica) if config.compile else self.replica
 
@@ -169,8 +173,12 @@ class Trainer:
         return (expand(batch, self.device) for batch in batches)
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """One optimiser step; adds what is logged to the running sums."""
+        """One optimiser step; adds what is logged to the running sums. Ridge is solved instead, in one."""
         config, step = self.config, self.state.step
+        if isinstance(self.model, Ridge):
+            self.model.fit(self.train_set, self.valid_set)
+            self.state.step = config.steps
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self.model.train()
@@ -273,7 +281,9 @@ class Trainer:
         """The configuration of the model, with what the store holds."""
         names = [*store.tracks, *(["contacts"] if store.has_contacts else [])]
         features = list(store.feature_names)
-        config = model_config(self.config.model, tracks=len(names), gene_features=len(features))
+        config = model_config(
+            self.config.model, tracks=len(names), gene_features=len(features), signal_names=tuple(names)
+        )
         for name, value, held in (("tracks", config.tracks, names), ("gene_features", config.gene_features, features)):
             if value != len(held):
                 raise UserError(

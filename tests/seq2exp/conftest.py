@@ -31,11 +31,20 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_store(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of that genome, two of whose test genes have no target."""
+    return _store(simulated, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def peaks_store(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all elements as peaks."""
+    return _store(simulated, tmp_path_factory.mktemp("store"), peaks=simulated / "elements.bed")
+
+
+def _store(simulated: Path, folder: Path, **more: Any) -> Path:
     import pandas as pd
 
     from seq2exp.data_tools import build_store
 
-    folder = tmp_path_factory.mktemp("store")
     genes = pd.read_csv(simulated / "genes.csv")
     genes.loc[genes.index[genes["split"] == "test"][:2], "target"] = None
     genes.to_csv(folder / "genes.csv", index=False)
@@ -47,6 +56,7 @@ def tiny_store(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         target="target",
         split="split",
         out=folder / "store.zarr",
+        **more,
     )
     return folder / "store.zarr"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -12,18 +13,30 @@ from seq2exp.errors import UserError
 from seq2exp.registry import MODELS
 from seq2exp.training import TrainConfig, train
 
-WINDOW = {"length": 128, "center": 16}
+WINDOW = {"length": 512, "center": 16}
 SMALL = {
     "seq2exp": {"d_model": 8, "generator_layers": 1, "predictor_layers": 1, "d_state": 2},
     "caduceus": {"d_model": 8, "layers": 1, "d_state": 2},
     "caduceus_signals": {"d_model": 8, "layers": 1, "d_state": 2},
     "hyenadna": {"d_model": 8, "layers": 1, "d_inner": 8, "filter_width": 8},
+    "enformer": {"dim": 24, "depth": 1, "heads": 2, "d_model": 8},
+    "epinformer": {"element": 400, "elements": 4, "d_model": 32, "layers": 1, "heads": 2},
+    "peaks": {"d_model": 8, "predictor_layers": 1, "d_state": 2},
+    "abc": {"d_model": 8, "predictor_layers": 1, "d_state": 2, "width": 12},
+    "retrain": {"fraction": 0.2},
+    "ridge": {"bins": 16},
 }
 PAPER = {  # batch size, learning rate
     "seq2exp": (8, 5e-4),
     "caduceus": (16, 5e-4),
     "caduceus_signals": (16, 5e-4),
     "hyenadna": (8, 5e-4),
+    "enformer": (4, 7e-6),
+    "epinformer": (16, 5e-4),
+    "peaks": (8, 5e-4),
+    "abc": (8, 5e-4),
+    "retrain": (8, 5e-4),
+    "ridge": (8, 5e-4),
 }
 
 
@@ -37,11 +50,17 @@ def test_the_name_brings_the_settings_of_the_paper(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_trains_resumes_and_is_used(seq2exp, settings, tmp_path, name):
+def test_trains_resumes_and_is_used(seq2exp, settings, peaks_store, tmp_path, name):
+    if name == "enformer":
+        pytest.importorskip("enformer_pytorch")
+    settings["data"]["store"] = str(peaks_store)
     settings |= {"model": {"name": name} | WINDOW | SMALL[name], "steps": 4}
+    if name == "retrain":
+        settings["model"]["source"] = str(soft_run(settings, tmp_path / "soft"))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train(TrainConfig.model_validate(settings), whole, quiet=True)
     halted(TrainConfig.model_validate(settings), resumed, at=2)
+    assert config_of(resumed) == config_of(whole)
     train(None, resumed, resume=True, quiet=True)
     a, b = (load_file(run / "checkpoints" / "last.safetensors") for run in (whole, resumed))
     assert a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
@@ -52,6 +71,17 @@ def test_trains_resumes_and_is_used(seq2exp, settings, tmp_path, name):
     code, _, err = seq2exp("discover", whole)
     assert (code == 0) == MODELS[name].model.has_mask
     assert code == 0 or "has no mask" in err
+
+
+def config_of(run: Path) -> str:
+    return (run / "config.yaml").read_text()
+
+
+def soft_run(settings: dict[str, Any], run: Path) -> Path:
+    """A trained soft model, to retrain from."""
+    model = {"preset": "soft"} | WINDOW | SMALL["seq2exp"]
+    train(TrainConfig.model_validate(settings | {"model": model}), run, quiet=True)
+    return run
 
 
 def halted(config: TrainConfig, run: Path, at: int) -> None:
@@ -84,5 +114,5 @@ def test_an_unknown_name_is_a_sentence(settings, tmp_path, trained):
     (folder / "config.json").write_text('{"model": "GraphReg"}')
     from seq2exp.inference.windows import load_model
 
-    with pytest.raises(UserError, match="model 'GraphReg' is unknown: one of GeneExpBiMamba, HyenaDNA"):
+    with pytest.raises(UserError, match="model 'GraphReg' is unknown: one of AbcMasked, EPInformer"):
         load_model(folder)
