@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seq2exp.config import CaduceusConfig
 from seq2exp.errors import UserError
 from seq2exp.kernels import ScanWeights, add_norm, bimamba, bimamba_block
 from seq2exp.kernels.selective_scan.ops import check_offsets
+from seq2exp.pretrained import Pretrained
 
 NORM_EPSILON = 1e-5
 SHARING = "rc_equivariant_sharing"  # a buffer that state dicts of equivariant backbones have and others lack
@@ -26,7 +28,7 @@ class ScanDirection(nn.Module):
         bound = 1 / math.sqrt(d_conv)
         self.conv_weight = nn.Parameter(torch.empty(d_inner, 1, d_conv).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(d_inner).uniform_(-bound, bound))
-        self.x_proj = nn.Parameter(_linear_init(dt_rank + 2 * d_state, d_inner))
+        self.x_proj = nn.Parameter(linear_init(dt_rank + 2 * d_state, d_inner))
         self.dt_proj = nn.Parameter(torch.empty(d_inner, dt_rank).uniform_(-(dt_rank**-0.5), dt_rank**-0.5))
         dt = torch.exp(torch.rand(d_inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp_min(1e-4)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
@@ -51,10 +53,10 @@ class BimambaMixer(nn.Module):
         super().__init__()
         d_inner, dt_rank = expand * d_model, math.ceil(d_model / 16)
         self.strategy = strategy
-        self.in_proj = nn.Parameter(_linear_init(2 * d_inner, d_model))
-        self.out_proj = nn.Parameter(_linear_init(d_model, d_inner) * out_scale)
-        self.rev_in_proj = None if tied else nn.Parameter(_linear_init(2 * d_inner, d_model))
-        self.rev_out_proj = None if tied else nn.Parameter(_linear_init(d_model, d_inner) * out_scale)
+        self.in_proj = nn.Parameter(linear_init(2 * d_inner, d_model))
+        self.out_proj = nn.Parameter(linear_init(d_model, d_inner) * out_scale)
+        self.rev_in_proj = None if tied else nn.Parameter(linear_init(2 * d_inner, d_model))
+        self.rev_out_proj = None if tied else nn.Parameter(linear_init(d_model, d_inner) * out_scale)
         self.fwd = ScanDirection(d_inner, dt_rank, d_state, d_conv)
         self.rev = ScanDirection(d_inner, dt_rank, d_state, d_conv)
 
@@ -197,7 +199,7 @@ class CaduceusOutput(NamedTuple):
     logits: Tensor
 
 
-class Caduceus(nn.Module):
+class Caduceus(Pretrained, nn.Module):
     """Caduceus masked language model: token ids (batch, L) int64 -> `CaduceusOutput`.
 
     rc_equivariant: False is the published "Ph", True "PS" (without its fused_add_norm, which exchanges the halves of
@@ -211,6 +213,8 @@ class Caduceus(nn.Module):
     ValueError: a complement map that is missing, incomplete or no involution.
     """
 
+    config_class = CaduceusConfig
+    config: CaduceusConfig
     complement_map: Tensor | None
 
     def __init__(
@@ -218,12 +222,22 @@ class Caduceus(nn.Module):
         complement_map: Mapping[int, int] | Sequence[int] | None = None, **backbone: Any,
     ) -> None:  # fmt: skip
         super().__init__()
+        complements = _checked_complements(complement_map, vocabulary) if rc_equivariant else None
+        self.config = CaduceusConfig(
+            vocabulary=vocabulary, d_model=d_model, layers=n_layers, rc_equivariant=rc_equivariant,
+            complement_map=None if complements is None else tuple(complements.tolist()), **backbone,
+        )  # fmt: skip
         self.embedding = nn.Embedding(vocabulary, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.backbone = CaduceusBackbone(d_model, n_layers, rc_equivariant=rc_equivariant, **backbone)
         self.lm_head = nn.Linear(d_model, vocabulary, bias=False)
-        complements = _checked_complements(complement_map, vocabulary) if rc_equivariant else None
         self.register_buffer("complement_map", complements, persistent=False)
+
+    @classmethod
+    def from_config(cls, config: CaduceusConfig) -> Self:
+        """A new model."""
+        fields = config.model_dump()
+        return cls(fields.pop("vocabulary"), fields.pop("d_model"), fields.pop("layers"), **fields)
 
     def forward(self, tokens: Tensor) -> CaduceusOutput:
         if self.complement_map is None:
@@ -254,7 +268,7 @@ def _checked_complements(complement_map: Mapping[int, int] | Sequence[int] | Non
     return torch.tensor(complements)
 
 
-def _linear_init(out_features: int, in_features: int) -> Tensor:
+def linear_init(out_features: int, in_features: int) -> Tensor:
     """torch's default for a linear layer."""
     bound = 1 / math.sqrt(in_features)
     return torch.empty(out_features, in_features).uniform_(-bound, bound)

@@ -50,6 +50,24 @@ class BackboneFields(WindowFields):
     residual_dtype: Literal["fp32", "bf16"] = "bf16"
 
 
+class CaduceusConfig(BaseModel):
+    """Settings of `Caduceus`, by the names of its arguments; layers: its n_layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocabulary: Size
+    d_model: Size
+    layers: Size
+    rc_equivariant: bool = False
+    complement_map: tuple[int, ...] | None = None
+    d_state: int = Field(default=16, ge=1, le=256)
+    d_conv: Size = 4
+    expand: Size = 2
+    tied: bool = True
+    strategy: Literal["add", "ew_multiply"] = "add"
+    recompute: Literal["none", "layer"] = "none"
+
+
 class _Presets(type(BackboneFields)):  # type: ignore[misc]
     """The four presets of `Seq2ExpConfig`. On the metaclass because `hard` and `top_fraction` are fields of its
     instances: `Seq2ExpConfig.hard(...)` makes a configuration, `config.hard` is a bool."""

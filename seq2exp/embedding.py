@@ -44,7 +44,7 @@ class Embedding(NamedTuple):
         sequence: (batch, L) codes, or one-hot (batch, L, 4). signals: (batch, L, tracks), with signal_weight.
         complement: of the other strand, in genome orientation, whose positions count from the other end.
         """
-        dtype = self._dtype()
+        dtype = stream_dtype(self.weight, self.config)
         positions = self.positions.flip(0) if self.positions is not None and complement else self.positions
         if sequence.is_floating_point():
             x = self._one_hot(complement_of(sequence) if complement else sequence, signals, positions).to(dtype)
@@ -58,12 +58,6 @@ class Embedding(NamedTuple):
             indices=None if selection is None else selection.indices, complement=complement, dtype=dtype,
         )  # fmt: skip
 
-    def _dtype(self) -> torch.dtype:
-        """Of the result, which is that of the residual stream."""
-        device = self.weight.device.type
-        bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-        return torch.bfloat16 if bf16 and self.config.residual_dtype == "bf16" else self.weight.dtype
-
     def _one_hot(self, sequence: Tensor, signals: Tensor | None, positions: Tensor | None) -> Tensor:
         """In plain PyTorch: so that a gradient can reach the one-hot sequence."""
         x = F.linear(sequence.to(self.weight.dtype), self.weight, self.bias)
@@ -72,6 +66,13 @@ class Embedding(NamedTuple):
         if signals is not None and self.signal_weight is not None:
             x = x + F.linear(signals.to(self.signal_weight.dtype), self.signal_weight)
         return x
+
+
+def stream_dtype(weight: Tensor, config: BackboneFields) -> torch.dtype:
+    """Of a residual stream that starts with an embedding by this weight."""
+    device = weight.device.type
+    bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return torch.bfloat16 if bf16 and config.residual_dtype == "bf16" else weight.dtype
 
 
 def _table(weight: Tensor, bias: Tensor) -> Tensor:

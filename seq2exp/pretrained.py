@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from seq2exp.config import WindowFields, first_problem
+from seq2exp.config import first_problem
 from seq2exp.errors import UserError
 from seq2exp.files import atomic, write_json
 
@@ -26,8 +26,13 @@ class Pretrained:
     has_mask: ClassVar[bool] = False
     reads_peaks: ClassVar[bool] = False
 
-    config_class: ClassVar[type[WindowFields]]
-    config: WindowFields
+    config_class: ClassVar[type[BaseModel]]
+    config: Any  # of that class
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """A new model."""
+        return cls(config)  # type: ignore[call-arg]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and config.json into `folder`, made when absent; each file whole or not at all."""
@@ -53,7 +58,7 @@ class Pretrained:
         if kind != cls.__name__:
             raise UserError(f"{folder / CONFIG}: holds a {kind}; load it with {kind}.from_pretrained")
         try:
-            model = cls(cls.config_class.model_validate(fields))  # type: ignore[call-arg]
+            model = cls.from_config(cls.config_class.model_validate(fields))
         except ValidationError as error:
             raise UserError(f"{folder / CONFIG}: {first_problem(error)}") from None
         try:

@@ -9,6 +9,7 @@ from seq2exp.baselines.caduceus import GeneExpBiMamba, GeneExpBiMambaConfig
 from seq2exp.baselines.enformer import Enformer, EnformerConfig
 from seq2exp.baselines.epinformer import EPInformer, EPInformerConfig
 from seq2exp.baselines.hyenadna import HyenaDNA, HyenaDNAConfig
+from seq2exp.baselines.mamba import GeneExpMamba, GeneExpMambaConfig
 from seq2exp.baselines.masked import (
     AbcMasked,
     AbcMaskedConfig,
@@ -51,6 +52,7 @@ MODELS: dict[str, Entry] = {
     "seq2exp": Entry(Seq2ExpConfig, Seq2Exp),
     "caduceus": Entry(GeneExpBiMambaConfig, GeneExpBiMamba, {"interact": "no_signal"}, BATCH_16),
     "caduceus_signals": Entry(GeneExpBiMambaConfig, GeneExpBiMamba, {"interact": "signal"}, BATCH_16),
+    "mamba": Entry(GeneExpMambaConfig, GeneExpMamba, {}, BATCH_16),
     "hyenadna": Entry(HyenaDNAConfig, HyenaDNA),
     "enformer": Entry(EnformerConfig, Enformer, training=ENFORMER),
     "epinformer": Entry(EPInformerConfig, EPInformer, training=EPINFORMER),

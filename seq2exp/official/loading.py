@@ -11,12 +11,13 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from seq2exp.backbone import Caduceus
-from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig
+from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig, GeneExpMamba, GeneExpMambaConfig
 from seq2exp.config import Seq2ExpConfig, first_problem
 from seq2exp.errors import UserError
 from seq2exp.model import Seq2Exp
+from seq2exp.official import equivariant
 from seq2exp.official import settings as published
-from seq2exp.official.names import published_keys
+from seq2exp.official.names import published_keys, unwrapped
 from seq2exp.official.reading import Checkpoint, parameters, read_checkpoint
 
 CONSTANTS = ("prior_weights", "signal_betas")  # tensors of the state dict that are settings of ours
@@ -80,14 +81,39 @@ def load_official(
 
 def load(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) -> Official:
     """`load_official`, with what the export needs beside the model."""
-    weights = _StateDict(checkpoint.weights)
     settings = checkpoint.settings | dict(config or {})
-    kind = published.class_of(weights, settings)
+    kind = published.class_of(checkpoint.weights, settings)
     published.check_supported(kind, settings)
+    weights, settings = _as_ours(checkpoint.weights, settings, kind)
     model = _BUILDERS[kind](weights, settings)
     constants = {key: value for key, value in weights.items() if key.rpartition(".")[2] in CONSTANTS}
     fill(model, kind, {key: value for key, value in weights.items() if key not in constants})
     return Official(model.eval(), kind, settings, constants)
+
+
+def _as_ours(
+    weights: Mapping[str, Tensor], settings: dict[str, Any], kind: str
+) -> tuple[_StateDict, dict[str, Any]]:  # fmt: skip
+    """The parameters alone, under the keys of the plain layout, and the settings, which say what that has changed."""
+    if any(key.startswith("pre_model.") for key in weights):  # a baseline that started from a pretrained backbone
+        settings = settings | {"pretrained_model": True}
+        return _StateDict({k.replace("pre_model.", "caduceus.", 1): v for k, v in weights.items()}), settings
+    if kind != "CaduceusForMaskedLM":
+        return _StateDict(weights), settings
+    own = _StateDict({unwrapped(key): value for key, value in weights.items() if not key.endswith("complement_map")})
+    table = own[f"{equivariant.EMBEDDING}weight"]
+    own.setdefault(f"{equivariant.HEAD}weight", table)  # tied, as published: files may hold it once
+    if not equivariant.is_equivariant(weights, settings):
+        return own, settings
+    complements = equivariant.complements_of(weights, settings, table.shape[0])
+    fused = equivariant.is_fused(weights, settings)
+    if fused:
+        own = _StateDict(
+            equivariant.exchanged(own, complements, published.layers(own, "caduceus.backbone.", settings, "n_layer"))
+        )
+    return own, settings | {
+        "rcps": True, "fused_add_norm": fused, "complement_map": dict(enumerate(complements)),
+    }  # fmt: skip
 
 
 def _checked(kind: type[_Config], fields: Mapping[str, Any]) -> _Config:
@@ -101,8 +127,15 @@ def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2
     shared = bool(settings.get("enc_prd_ps", False))
     fields = published.shared_fields(weights, settings) | published.mask_fields(weights, settings)
     fields |= published.selection_fields(weights, settings) | {
-        "generator_layers": published.layers(weights, "generator.backbone."),
-        "predictor_layers": published.layers(weights, "generator.backbone." if shared else "encoder.backbone."),
+        "generator_layers": published.layers(weights, "generator.backbone.", settings, "gen_n_layer"),
+        "predictor_layers": published.layers(
+            weights,
+            *(
+                ("generator.backbone.", settings, "gen_n_layer")
+                if shared
+                else ("encoder.backbone.", settings, "enc_n_layer")
+            ),
+        ),
         "generator_input": "sequence+signals" if shared or settings.get("gen_signal") else "sequence",
         "share_backbone": shared,
         "position_embedding": "pos_emb" in weights,
@@ -110,28 +143,57 @@ def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2
     return Seq2Exp(_checked(Seq2ExpConfig, fields))
 
 
+def _whole_centre(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without a mask a published centre of 0 is the whole window."""
+    return fields | {"center": fields["center"] or fields["length"]}
+
+
 def _gene_exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GeneExpBiMamba:
     inputs = weights["input_layer.weight"].shape[1]
-    fields = published.shared_fields(weights, settings) | {
-        "layers": published.layers(weights, "caduceus.backbone."),
+    fields = _whole_centre(published.shared_fields(weights, settings)) | {
+        "layers": published.layers(weights, "caduceus.backbone.", settings, "n_layer"),
         "tracks": inputs - 4 if inputs > 4 else settings.get("signal_size", 3),
         "interact": "signal" if inputs > 4 else "no_signal",
     }
     return GeneExpBiMamba(_checked(GeneExpBiMambaConfig, fields))
 
 
+def _gene_exp_mamba(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GeneExpMamba:
+    vocabulary = weights["model.embedding.weight"].shape[0]
+    if vocabulary not in (12, 16):
+        raise UserError(
+            f"load_official: model.embedding.weight has {vocabulary} tokens, the published tokenizer has 12, padded to "
+            "16: which of them are A, C, G, T and N is not known"
+        )
+    fields = _whole_centre(published.shared_fields(weights, settings)) | {
+        "layers": published.layers(weights, "model.", settings, "n_layer"),
+        "vocabulary": vocabulary,
+    }
+    return GeneExpMamba(_checked(GeneExpMambaConfig, fields))
+
+
 def _caduceus(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Caduceus:
-    vocabulary, d_model = weights["caduceus.backbone.embeddings.word_embeddings.weight"].shape
-    return Caduceus(
-        vocabulary, d_model, published.layers(weights, "caduceus.backbone."),
-        **published.mixer_fields(weights, settings), tied=settings.get("bidirectional_weight_tie", True),
-        strategy=settings.get("bidirectional_strategy") or "add",
-    )  # fmt: skip
+    vocabulary, d_model = weights[f"{equivariant.EMBEDDING}weight"].shape
+    published.check_vocabulary(vocabulary, settings)
+    strands: dict[str, Any] = {}
+    if settings.get("rcps"):
+        strands = {"rc_equivariant": True, "complement_map": settings["complement_map"]}
+    try:
+        return Caduceus(
+            vocabulary, d_model, published.layers(weights, "caduceus.backbone.", settings, "n_layer"),
+            **published.mixer_fields(weights, settings), tied=settings.get("bidirectional_weight_tie", True),
+            strategy=settings.get("bidirectional_strategy") or "add", **strands,
+        )  # fmt: skip
+    except ValidationError as error:
+        raise UserError(f"load_official: the config does not fit: {first_problem(error)}") from None
+    except ValueError as error:
+        raise UserError(f"load_official: {error}") from None
 
 
 _BUILDERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module]] = {
     "GeneBiMambaMIRNP": _seq2exp,
     "GeneExpBiMamba": _gene_exp,
+    "GeneExpMamba": _gene_exp_mamba,
     "CaduceusForMaskedLM": _caduceus,
 }
 

@@ -103,11 +103,32 @@ def check_supported(kind: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def layers(weights: Mapping[str, Tensor], prefix: str) -> int:
+def layers(weights: Mapping[str, Tensor], prefix: str, settings: Mapping[str, Any], name: str) -> int:
+    """How many there are; name: the setting that must say the same, where it is given."""
     found = {int(m[1]) for key in weights if (m := re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", key))}
     if not found:
-        raise UserError(f"load_official: no layers under {prefix!r} in the state dict")
-    return max(found) + 1
+        raise UserError(
+            f"load_official: no layers under {prefix!r} in the state dict; is config['_class'] that of this file?"
+        )
+    count = max(found) + 1
+    _same(f"the state dict has {count} layers under {prefix!r}", name, settings.get(name, count), count)
+    return count
+
+
+def check_vocabulary(tokens: int, settings: Mapping[str, Any]) -> None:
+    """vocab_size, with its padding, against the embedding."""
+    given, multiple = settings.get("vocab_size", tokens), settings.get("pad_vocab_size_multiple", 8)
+    padded = given + -given % multiple if isinstance(given, int) and isinstance(multiple, int) and multiple else given
+    if tokens not in (given, padded):
+        raise UserError(
+            f"load_official: the embedding has {tokens} tokens, vocab_size is {given!r}, padded {padded}: the config is "
+            "that of another vocabulary"
+        )
+
+
+def _same(what: str, name: str, given: Any, found: Any) -> None:
+    if given != found:
+        raise UserError(f"load_official: {what}, {name} is {given!r}: the config is that of another model")
 
 
 def mixer_fields(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,6 +153,7 @@ def _mixer_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def shared_fields(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of every class that predicts expression."""
     d_model, inputs = weights["pToExpr.2.weight"].shape[0], weights["pToExpr.0.weight"].shape[1]
+    _same(f"the head of the state dict is {d_model} wide", "d_model", settings.get("d_model", d_model), d_model)
     return {
         "length": settings.get("seq_range") or 200_000,
         "center": settings.get("center_len", 2_000),

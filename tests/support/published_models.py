@@ -91,6 +91,30 @@ class Canary:
         return os.mkdir, (str(self.path),)
 
 
+def published_mamba(model, gradients=False):
+    """The state dict of a GeneExpMamba of ours under the published names, or its gradients."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        value = parameter.grad if gradients else parameter.detach().clone()
+        if name.startswith("head."):
+            name = name.replace("head.layers.", "pToExpr.")
+        elif name == "embedding.weight":
+            name = "model.embedding.weight"
+        else:
+            name = name.replace("backbone.norm.", "backbone.norm_f.").replace("backbone.", "model.")
+            head, _, last = name.rpartition(".")
+            head = head.removesuffix(".fwd")
+            name = (
+                f"{head}.{last}.weight" if last.endswith("_proj") and last != "x_proj" and last != "dt_proj" else name
+            )
+            if last in WEIGHTS:
+                name = f"{head}.{WEIGHTS[last]}"
+            elif last in ("A_log", "D"):
+                name = f"{head}.{last}"
+        found[name] = value
+    return found
+
+
 def omegaconf(monkeypatch):
     """A function that wraps plain values as OmegaConf would, pickled under its names; it is not installed here."""
     classes = {}
