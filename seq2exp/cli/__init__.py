@@ -11,6 +11,7 @@ from seq2exp.errors import UserError
 
 from .bench import bench
 from .common import echo
+from .convert import convert
 from .demo import demo
 from .discover import discover
 from .evaluate import evaluate
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
-for command in (train, evaluate, predict, discover, profile, bench, study):
+for command in (train, evaluate, predict, discover, convert, profile, bench, study):
     app.command()(command)
 
 

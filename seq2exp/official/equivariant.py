@@ -1,12 +1,12 @@
 """The published equivariant Caduceus (PS): its complements, and what its fused add and norm does to the weights.
 
 A hidden state has two halves: a strand as it is, and the other one reversed along bases and channels. The fused add and
-norm of a published layer makes the first half of the second and the other way round, so that each strand comes back to
-its half every other layer only; in between it meets the weights in the basis of the other half. `exchanged` writes those
-layers in the basis of the strand itself, after which no half is ever exchanged: a permutation, and its own inverse.
+norm of a published layer makes the first half of the second and the other way round, so that a strand is in its own
+half every other layer only; in between it meets the weights in the basis of the other half. `exchanged` writes those
+layers in the basis of the strand, after which no half changes place: a permutation of weights, and its own inverse.
 
-Counted from the end, where the halves are those that come out, these are the second, fourth, ... layer. With an odd number
-of layers the strands also start in each other's half: there the embedding takes the change.
+Counted from the end, where the halves are those that come out, these are the second, fourth, ... layer. With an odd
+number of layers the strands also start in each other's half: there the embedding takes the change.
 """
 
 from __future__ import annotations

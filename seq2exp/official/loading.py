@@ -20,6 +20,7 @@ from seq2exp.official import settings as published
 from seq2exp.official.names import published_keys, unwrapped
 from seq2exp.official.reading import Checkpoint, parameters, read_checkpoint
 
+BACKBONE = "caduceus.backbone."
 CONSTANTS = ("prior_weights", "signal_betas")  # tensors of the state dict that are settings of ours
 # Which setting gives a parameter its shape, by the end of our name.
 _SHAPED_BY = {
@@ -106,13 +107,11 @@ def _as_ours(
     if not equivariant.is_equivariant(weights, settings):
         return own, settings
     complements = equivariant.complements_of(weights, settings, table.shape[0])
-    fused = equivariant.is_fused(weights, settings)
+    fused, layers = equivariant.is_fused(weights, settings), published.layers(own, BACKBONE, settings, "n_layer")
     if fused:
-        own = _StateDict(
-            equivariant.exchanged(own, complements, published.layers(own, "caduceus.backbone.", settings, "n_layer"))
-        )
+        own = _StateDict(equivariant.exchanged(own, complements, layers))
     return own, settings | {
-        "rcps": True, "fused_add_norm": fused, "complement_map": dict(enumerate(complements)),
+        "rcps": True, "fused_add_norm": fused, "n_layer": layers, "complement_map": dict(enumerate(complements)),
     }  # fmt: skip
 
 
@@ -151,7 +150,7 @@ def _whole_centre(fields: dict[str, Any]) -> dict[str, Any]:
 def _gene_exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GeneExpBiMamba:
     inputs = weights["input_layer.weight"].shape[1]
     fields = _whole_centre(published.shared_fields(weights, settings)) | {
-        "layers": published.layers(weights, "caduceus.backbone.", settings, "n_layer"),
+        "layers": published.layers(weights, BACKBONE, settings, "n_layer"),
         "tracks": inputs - 4 if inputs > 4 else settings.get("signal_size", 3),
         "interact": "signal" if inputs > 4 else "no_signal",
     }
@@ -180,7 +179,7 @@ def _caduceus(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Cad
         strands = {"rc_equivariant": True, "complement_map": settings["complement_map"]}
     try:
         return Caduceus(
-            vocabulary, d_model, published.layers(weights, "caduceus.backbone.", settings, "n_layer"),
+            vocabulary, d_model, published.layers(weights, BACKBONE, settings, "n_layer"),
             **published.mixer_fields(weights, settings), tied=settings.get("bidirectional_weight_tie", True),
             strategy=settings.get("bidirectional_strategy") or "add", **strands,
         )  # fmt: skip

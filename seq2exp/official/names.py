@@ -52,6 +52,14 @@ def unwrapped(key: str) -> str:
     return key
 
 
+def wrapped(key: str, fused: bool) -> str:
+    """A key as the equivariant Caduceus has it; with its fused add and norm the norms are not wrapped."""
+    for theirs, plain in _WRAPPED.items():
+        if not (fused and "norm" in plain):
+            key = key.replace(plain, theirs)
+    return key
+
+
 def _layer_name(key: str) -> str:
     key = key.replace("norm_f.", "norm.")
     match = re.fullmatch(r"(layers\.\d+\.mixer)\.(?:mamba_(fwd|rev)\.)?(.+)", key)

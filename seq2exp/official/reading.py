@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ _OF_TRAINING = (
     "encoder.", "decoder.", "task.", "loss.", "loss_val.", "train_torchmetrics.", "val_torchmetrics.",
     "test_torchmetrics.",
 )  # fmt: skip
+_POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _WIDENED = (torch.float16, torch.bfloat16)
 
 
@@ -61,7 +63,16 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: neither YAML nor JSON: {in_words(error)}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected settings such as 'd_model: 128', found {type(found).__name__}")
-    return model_settings(found)
+    return model_settings(_numbers(found))
+
+
+def _numbers(value: Any) -> Any:
+    """1e-5 is text in YAML 1.1, which wants 1.0e-5; the published files mean the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value
 
 
 def parameters(found: Mapping[str, Any], where: str) -> dict[str, Tensor]:

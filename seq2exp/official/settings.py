@@ -121,8 +121,8 @@ def check_vocabulary(tokens: int, settings: Mapping[str, Any]) -> None:
     padded = given + -given % multiple if isinstance(given, int) and isinstance(multiple, int) and multiple else given
     if tokens not in (given, padded):
         raise UserError(
-            f"load_official: the embedding has {tokens} tokens, vocab_size is {given!r}, padded {padded}: the config is "
-            "that of another vocabulary"
+            f"load_official: the embedding has {tokens} tokens, vocab_size is {given!r}, padded {padded}: the config "
+            "is that of another vocabulary"
         )
 
 

@@ -3,19 +3,11 @@
 import pytest
 import torch
 from plain_caduceus import mixer_model
-from published_models import FEATURES, LENGTH, published_mamba
+from published_models import CENTER, FEATURES, LENGTH, published_mamba, small_mamba
 from torch.nn import functional as F
 
 from seq2exp import UserError, load_official
 from seq2exp.baselines import GeneExpMamba, GeneExpMambaConfig
-
-CENTER, D_MODEL = 4, 8
-
-
-def small(**fields):
-    torch.manual_seed(0)
-    own = dict(length=LENGTH, center=CENTER, gene_features=FEATURES, d_model=D_MODEL, d_state=4, layers=3)
-    return GeneExpMamba(GeneExpMambaConfig(**own | fields)).eval()
 
 
 def published_form(weights, sequence, features):
@@ -31,7 +23,7 @@ def published_form(weights, sequence, features):
 
 @pytest.mark.parametrize("recompute", ["none", "layer"])
 def test_equals_the_published_form_forward_and_backward(recompute):
-    model = small(recompute=recompute).double()
+    model = small_mamba(recompute=recompute).double()
     weights = {k: v.double().requires_grad_() for k, v in published_mamba(model).items()}
     sequence, features = torch.randint(0, 5, (2, LENGTH), dtype=torch.uint8), torch.rand(2, FEATURES).double()
     expected = published_form(weights, sequence, features)
@@ -47,7 +39,7 @@ def test_equals_the_published_form_forward_and_backward(recompute):
 
 
 def test_bfloat16_autocast_is_near():
-    model = small()
+    model = small_mamba()
     inputs = torch.randint(0, 5, (2, LENGTH), dtype=torch.uint8), None, torch.rand(2, FEATURES)
     exact = model(*inputs).expression
     with torch.autocast("cpu", torch.bfloat16):
@@ -57,7 +49,7 @@ def test_bfloat16_autocast_is_near():
 
 
 def test_the_gene_to_the_right_does_not_reach_back():
-    model = small(center=1)
+    model = small_mamba(center=1)
     sequence = torch.randint(0, 5, (1, LENGTH), dtype=torch.uint8)
     other = sequence.clone()
     other[:, LENGTH // 2 + 1 :] = (other[:, LENGTH // 2 + 1 :] + 1) % 5
@@ -66,7 +58,7 @@ def test_the_gene_to_the_right_does_not_reach_back():
 
 
 def test_saves_and_loads(tmp_path):
-    model = small()
+    model = small_mamba()
     model.save_pretrained(tmp_path)
     loaded = GeneExpMamba.from_pretrained(tmp_path)
     for name, value in model.state_dict().items():
@@ -74,7 +66,7 @@ def test_saves_and_loads(tmp_path):
 
 
 def test_loads_from_the_published_state_dict():
-    model = small()
+    model = small_mamba()
     settings = {"seq_range": LENGTH, "center_len": CENTER, "vocab_size": 12}
     loaded = load_official(published_mamba(model), settings)
     assert isinstance(loaded, GeneExpMamba) and loaded.config == model.config
@@ -87,7 +79,7 @@ def test_loads_from_the_published_state_dict():
 
 
 def test_another_vocabulary_is_refused():
-    weights = published_mamba(small(vocabulary=20))
+    weights = published_mamba(small_mamba(vocabulary=20))
     with pytest.raises(UserError, match="20 tokens, the published tokenizer has 12, padded to 16"):
         load_official(weights, {"seq_range": LENGTH, "center_len": CENTER})
     with pytest.raises(ValueError, match="is no token"):

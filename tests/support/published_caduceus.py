@@ -1,84 +1,48 @@
-"""Caduceus with the module and attribute names of the published code, in plain torch on the layer of our baselines."""
-
-from __future__ import annotations
+"""Caduceus checkpoints as Hugging Face has them: settings, and state dicts of small models."""
 
 import torch
-from torch import Tensor, nn
+from published_models import published
 
-from seq2exp.baselines import published_layer
-from seq2exp.kernels import ScanWeights
+from seq2exp import Caduceus
 
-
-class Mamba(nn.Module):
-    def __init__(self, d_model: int, d_state: int = 4, d_conv: int = 4, expand: int = 2, bias: bool = False) -> None:
-        super().__init__()
-        d_inner, rank = expand * d_model, -(-d_model // 16)
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
-        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
-        self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(rank, d_inner)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
-        self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
-
-    def forward(self, hidden_states: Tensor, inference_params: object = None) -> Tensor:
-        weights = ScanWeights(
-            self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias,
-            self.A_log, self.D,
-        )  # fmt: skip
-        return published_layer.mamba(hidden_states, self.in_proj.weight, self.out_proj.weight, weights)
+D, TOKENS, LENGTH = 6, 16, 21
+COMPLEMENTS = {7: 10, 8: 9, 9: 8, 10: 7}
+MAP = torch.tensor([COMPLEMENTS.get(token, token) for token in range(TOKENS)])
+CONFIG = {
+    "architectures": ["CaduceusForMaskedLM"], "model_type": "caduceus", "d_model": D, "vocab_size": 12,
+    "pad_vocab_size_multiple": 8, "rms_norm": True, "residual_in_fp32": False, "bidirectional": True,
+    "bidirectional_strategy": "add", "bidirectional_weight_tie": True, "norm_epsilon": 1e-5,
+    "ssm_cfg": {"d_state": 4, "d_conv": 4, "expand": 2, "dt_rank": "auto", "conv_bias": True, "bias": False},
+}  # fmt: skip
+PS = CONFIG | {"rcps": True, "complement_map": {str(i): int(j) for i, j in enumerate(MAP[:12])}}
 
 
-class BiMambaWrapper(nn.Module):
-    def __init__(self, d_model: int, tied: bool = True, strategy: str | None = "add", **mamba: int) -> None:
-        super().__init__()
-        self.bidirectional, self.bidirectional_strategy = True, strategy
-        self.mamba_fwd, self.mamba_rev = Mamba(d_model, **mamba), Mamba(d_model, **mamba)
-        if tied:
-            self.mamba_rev.in_proj.weight = self.mamba_fwd.in_proj.weight
-            self.mamba_rev.out_proj.weight = self.mamba_fwd.out_proj.weight
-
-    def forward(self, hidden_states: Tensor, inference_params: object = None) -> Tensor:
-        forward = self.mamba_fwd(hidden_states)
-        reverse = self.mamba_rev(hidden_states.flip(1)).flip(1)
-        return forward * reverse if self.bidirectional_strategy == "ew_multiply" else forward + reverse
-
-
-class RCPSWrapper(nn.Module):
-    """Both strands in one tensor, (batch, L, 2 channels)."""
-
-    def __init__(self, submodule: nn.Module) -> None:
-        super().__init__()
-        self.submodule = submodule
-
-    def forward(self, x: Tensor, **options: object) -> Tensor:
-        strand, other = x.chunk(2, -1)
-        reverse = self.submodule(other.flip(1, 2), **options).flip(1, 2)
-        return torch.cat([self.submodule(strand, **options), reverse], -1)
+def wrapped(weights, fused):
+    """A plain Caduceus state dict as the equivariant class saves one, embedding and head tied."""
+    inner = "" if fused else "submodule."
+    found = {}
+    for key, value in weights.items():
+        key = key.replace(".mixer.", ".mixer.submodule.").replace("norm.weight", f"norm.{inner}weight")
+        key = key.replace("norm_f.weight", f"norm_f.{inner}weight").replace(
+            "word_embeddings.", "word_embeddings.embedding."
+        )
+        found[key.replace("lm_head.", "lm_head.lm_head.")] = value
+    found["lm_head.lm_head.weight"] = found["caduceus.backbone.embeddings.word_embeddings.embedding.weight"].clone()
+    return found | {
+        "lm_head.complement_map": MAP.clone(),
+        "caduceus.backbone.embeddings.word_embeddings.complement_map": MAP.clone(),
+    }
 
 
-class Block(nn.Module):
-    def __init__(self, d_model: int, rcps: bool, **mixer: object) -> None:
-        super().__init__()
-        wrapped = BiMambaWrapper(d_model, **mixer)
-        self.mixer = RCPSWrapper(wrapped) if rcps else wrapped
-        norm = nn.RMSNorm(d_model, eps=published_layer.EPSILON)
-        self.norm = RCPSWrapper(norm) if rcps else norm
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.mixer(self.norm(hidden_states), inference_params=None)
-
-
-class Backbone(nn.Module):
-    """Embedded bases to hidden states, both (batch, L, d_model), with rcps (batch, L, 2 d_model)."""
-
-    def __init__(self, d_model: int = 16, layers: int = 2, rcps: bool = False, **mixer: object) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Block(d_model, rcps, **mixer) for _ in range(layers))
-        norm = nn.RMSNorm(d_model, eps=published_layer.EPSILON)
-        self.norm_f = RCPSWrapper(norm) if rcps else norm
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        for layer in self.layers:
-            hidden_states = layer(hidden_states)
-        return self.norm_f(hidden_states)
+def plain_weights(layers, tied=True):
+    """A state dict of the not equivariant class, no weight of which is a constant or symmetric."""
+    torch.manual_seed(layers)
+    weights = published(Caduceus(TOKENS, D, layers, d_state=4))
+    for key in weights:
+        if "norm" in key or key.endswith((".D", "A_log")):
+            weights[key] = weights[key] + 0.3 * torch.rand_like(weights[key])
+        if "word_embeddings" in key:
+            weights[key] = torch.randn_like(weights[key])
+        if not tied and ".mamba_rev.in_proj" in key:
+            weights[key] = weights[key] + 0.3 * torch.rand_like(weights[key])
+    return weights

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from seq2exp import Seq2Exp, Seq2ExpConfig
-from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig
+from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig, GeneExpMamba, GeneExpMambaConfig
 
 LENGTH, CENTER, FEATURES, D_MODEL = 32, 4, 2, 8
 SETTINGS = {
@@ -67,6 +67,12 @@ def small(preset):
     if preset == "baseline":
         return GeneExpBiMamba(GeneExpBiMambaConfig(**fields, layers=2, interact="signal")).eval()
     return Seq2Exp(getattr(Seq2ExpConfig, preset)(**fields, generator_layers=2, predictor_layers=2)).eval()
+
+
+def small_mamba(**fields):
+    torch.manual_seed(0)
+    own = dict(length=LENGTH, center=CENTER, gene_features=FEATURES, d_model=D_MODEL, d_state=4, layers=3)
+    return GeneExpMamba(GeneExpMambaConfig(**own | fields)).eval()
 
 
 CASES = {
