@@ -1,5 +1,7 @@
 """Benchmarks of the data: whole samples of 200 kb from a store against the files themselves; sizes.
 
+    python bench/data.py        # as: python bench/run.py data_
+
 The windows lie at random places of ../shared/realdata's chr20: sequence, three tracks, contacts. Each is read once, in
 random order, the page cache warm. The store decodes what it reads every time, unless its cache is what is measured. The
 rivals keep their files open and find the contacts, a row of bins a gene, in memory.
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +26,18 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from seq2exp.data_tools import GeneWindows, Store, build_store, collate, open_store, stack
 
-HG38 = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "hg38"
-FASTA = HG38 / "genome" / "hg38.subset.fa"
+REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "hg38"
+FASTA = REAL / "genome" / "hg38.subset.fa"
 TRACKS = {
-    "H3K27ac": HG38 / "signal" / "K562_H3K27ac.element_density.bw",
-    "DNase": HG38 / "signal" / "K562_DNase.element_density.bw",
-    "ATAC": HG38 / "signal" / "ATAC_esATAC.tn5_cuts_151bp.chr20.bw",
+    "H3K27ac": REAL / "signal" / "K562_H3K27ac.element_density.bw",
+    "DNase": REAL / "signal" / "K562_DNase.element_density.bw",
+    "ATAC": REAL / "signal" / "ATAC_esATAC.tn5_cuts_151bp.chr20.bw",
 }
 LENGTH, GENES, FEW, BATCH = 200_000, 512, 32, 8
+CHROM, PLACES = "chr20", (200_000, 9_800_000)
+OTHER, OTHER_TSS = "chr22", 20_300_000  # what the FASTA and two tracks hold besides
+HG38 = {"chromosomes 1-22, X, Y": 3_088_269_832, "of them known": 2_937_639_212}
+HG38_LIMIT = 0.9  # GB, the sequence
 CACHE = 512 * 2**20
 CODES = np.full(256, 4, np.uint8)
 CODES[np.frombuffer(b"ACGTacgt", np.uint8)] = np.tile(np.arange(4, dtype=np.uint8), 2)
@@ -39,28 +47,28 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="seq2exp_bench_")
 
 def unavailable() -> str | None:
     if not FASTA.exists():
-        return f"no {HG38.parent.name} beside the project"
+        return f"no {REAL.parent.name} beside the project"
     missing = [name for name in ("pyBigWig", "pyfaidx") if importlib.util.find_spec(name) is None]
     return f"no {missing[0]}" if missing else None
 
 
 @functools.cache
 def store_path() -> Path:
-    """A store with genes at random places of chr20, and one without target on chr22, so that all of it is stored."""
+    """A store with genes at random places of CHROM, and one in no split on OTHER, so that all of it is stored."""
     folder = Path(_FOLDER.name)
-    tss = np.random.default_rng(0).integers(200_000, 9_800_000, GENES)
-    genes = pd.DataFrame({"gene_id": np.arange(GENES), "chrom": "chr20", "tss": tss, "strand": "+", "target": 0.0})
-    genes.loc[GENES] = [GENES, "chr22", 20_300_000, "+", None]
-    genes.to_csv(folder / "genes.csv", index=False)
+    tss = np.random.default_rng(0).integers(*PLACES, GENES)
+    genes = pd.DataFrame({"gene_id": np.arange(GENES), "chrom": CHROM, "tss": tss, "strand": "+", "split": "read"})
+    genes.loc[GENES] = [GENES, OTHER, OTHER_TSS, "+", ""]
+    genes.assign(target=0.0).to_csv(folder / "genes.csv", index=False)
     out = folder / "store.zarr"
     build_store(
-        out=out, fasta=FASTA, track=TRACKS, genes=folder / "genes.csv", target="target", contacts="powerlaw"
+        out=out, fasta=FASTA, track=TRACKS, genes=folder / "genes.csv", target="target", split="split", contacts="powerlaw"
     )  # fmt: skip
     return out
 
 
 def windows(cache_bytes: int = 0, compact: bool = True) -> GeneWindows:
-    return GeneWindows(open_store(store_path(), cache_bytes), LENGTH, compact=compact)
+    return GeneWindows(open_store(store_path(), cache_bytes), LENGTH, "read", compact=compact)
 
 
 class Files(Dataset[dict[str, Any]]):
@@ -99,10 +107,10 @@ class NumpyFiles(Files):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         start, end = self.place(row)
-        text = self.fasta["chr20"][start:end]
+        text = self.fasta[CHROM][start:end]
         tracks = np.empty((len(TRACKS), LENGTH), np.float32)
         for file, out in zip(self.tracks, tracks, strict=True):
-            out[:] = file.values("chr20", start, end, numpy=True)
+            out[:] = file.values(CHROM, start, end, numpy=True)
         np.nan_to_num(tracks, copy=False)
         return {
             "sequence": CODES[np.frombuffer(text.encode(), np.uint8)],
@@ -116,8 +124,8 @@ class PublishedFiles(Files):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         start, end = self.place(row)
-        one_hot = torch.tensor([ONE_HOT[base] for base in self.fasta["chr20"][start:end]])
-        columns = [torch.tensor(file.values("chr20", start, end)).nan_to_num() for file in self.tracks]
+        one_hot = torch.tensor([ONE_HOT[base] for base in self.fasta[CHROM][start:end]])
+        columns = [torch.tensor(file.values(CHROM, start, end)).nan_to_num() for file in self.tracks]
         columns.append(torch.from_numpy(self.contact_row(row)))
         return {"sequence": one_hot, "signals": torch.stack(columns, 1)}
 
@@ -170,17 +178,18 @@ def contest(rivals: type[Files], workers: bool, complete: bool) -> Contest:
     count = FEW if rivals is PublishedFiles else GENES
     ours, files = windows(compact=not complete), rivals(open_store(store_path()))
     if workers:
-        sides = by_workers(ours, count, stack), by_workers(files, count, default_collate)
+        together = collate if complete else stack
+        sides = by_workers(ours, count, together), by_workers(files, count, default_collate)
     else:
         sides = one_by_one(ours, count), one_by_one(files, count)
-    return Contest(*sides, lambda: check(FEW, complete, rivals))
+    return Contest(*sides, lambda: check(FEW, complete, rivals), samples=count)
 
 
 for _name, _rivals, _goal, _said in (
     ("numpy", NumpyFiles, 1, "pyfaidx, pyBigWig, numpy"),
     ("published", PublishedFiles, 20, "one-hot, lists, tensors"),
 ):
-    for _workers, _complete in ((False, False), (False, True), (True, False)):
+    for _workers, _complete in itertools.product((False, True), (False, True)):
         _where = "2 workers, batches of 8" if _workers else "1 process"
         _form = "complete" if _complete else "compact"
         benchmark(
@@ -197,7 +206,7 @@ for _name, _rivals, _goal, _said in (
 def cache() -> Contest:
     kept = windows(CACHE)
     one_by_one(kept, GENES)()
-    return Contest(one_by_one(kept, GENES), one_by_one(windows(), GENES), lambda: None)
+    return Contest(one_by_one(kept, GENES), one_by_one(windows(), GENES), lambda: None, samples=GENES)
 
 
 @benchmark(
@@ -209,18 +218,44 @@ def handed_over() -> Contest:
     return Contest(lambda: sum(x.nbytes for x in tensors) / LENGTH, lambda: 8.0, lambda: None)
 
 
-def sizes(array: str, source: Path) -> Contest:
-    held = open_store(store_path()).path / array
-    bytes_ = sum(file.stat().st_size for file in held.rglob("*") if file.is_file())
-    return Contest(lambda: bytes_ / 1e3, lambda: source.stat().st_size / 1e3, lambda: None)
+def held(array: str) -> int:
+    """Bytes of an array, or of all below a group."""
+    return sum(file.stat().st_size for file in (store_path() / array).rglob("*") if file.is_file())
+
+
+def sizes(array: str) -> Contest:
+    source = FASTA if array == "sequence" else TRACKS[array.removeprefix("tracks/")]
+    bases = sum(open_store(store_path()).chromosomes.values())
+    return Contest(lambda: held(array) / bases, lambda: source.stat().st_size / bases, lambda: None)
+
+
+def hg38_gigabytes() -> float:
+    """Of the sequence of hg38: at the bytes that a known base takes on CHROM, and an N on OTHER."""
+    store = open_store(store_path())
+    bases = {chrom: store.chromosomes[chrom] for chrom in (CHROM, OTHER)}
+    known = {chrom: int((store.sequence(chrom, 0, bases[chrom]) < 4).sum()) for chrom in bases}
+    for_known = held(f"sequence/{CHROM}") / known[CHROM]
+    for_n = max(0.0, held(f"sequence/{OTHER}") - for_known * known[OTHER]) / (bases[OTHER] - known[OTHER])
+    total, there = HG38.values()
+    return (there * for_known + (total - there) * for_n) / 1e9
 
 
 benchmark(
-    "data_size_sequence", ours="sequence in the store", other="FASTA", goal=1, unit="kB", unavailable=unavailable,
-    setting="10.6 Mb of hg38 and 20.4 Mb of N",
-)(functools.partial(sizes, "sequence", FASTA))  # fmt: skip
+    "data_size_sequence", ours="sequence in the store", other="FASTA", goal=1, unit="bytes a base",
+    unavailable=unavailable, setting="10.6 Mb of hg38 and 20.4 Mb of N",
+)(functools.partial(sizes, "sequence"))  # fmt: skip
+benchmark(
+    "data_size_hg38", ours="sequence of hg38, extrapolated", other="the limit", goal=1, unit="GB",
+    unavailable=unavailable, setting="chromosomes 1-22, X and Y, from those 31 Mb",
+)(lambda: Contest(hg38_gigabytes, lambda: HG38_LIMIT, lambda: None))  # fmt: skip
 for _name, _path in TRACKS.items():
     benchmark(
-        f"data_size_{_name}", ours=f"{_name} in the store", other="bigWig", goal=1, unit="kB", unavailable=unavailable,
-        setting=_path.name,
-    )(functools.partial(sizes, f"tracks/{_name}", _path))  # fmt: skip
+        f"data_size_{_name}", ours=f"{_name} in the store", other="bigWig", goal=1, unit="bytes a base",
+        unavailable=unavailable, setting=_path.name,
+    )(functools.partial(sizes, f"tracks/{_name}"))  # fmt: skip
+
+
+if __name__ == "__main__":
+    from run import main  # which registers all benchmarks, these too
+
+    sys.exit(main(["data_"]))

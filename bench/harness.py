@@ -15,12 +15,14 @@ class Contest:
     """Two ways to do the same work, or one. `check` raises AssertionError when the results of `ours` are wrong.
 
     traffic: bytes of all inputs and outputs, where GB/s say something.
+    samples: how many each side reads, where samples per second say something.
     """
 
     ours: Callable[[], object]
     other: Callable[[], object] | None
     check: Callable[[], object]
     traffic: int | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Result:
     other: Cost | None = None
     traffic: int | None = None
     amounts: tuple[float, float] | None = None
+    samples: int | None = None
 
     def met(self, goal: float | None) -> bool:
         if self.ours is None and self.amounts is None:
@@ -110,7 +113,7 @@ def measure(bench: Benchmark) -> Result:
     ratios = [a / b for a, b in zip(others, ours, strict=True)]
     return Result(
         bench.name, "", min(others) / min(ours), min(ratios), max(ratios), cost, Cost(min(others), other_peak),
-        contest.traffic,
+        contest.traffic, samples=contest.samples,
     )  # fmt: skip
 
 

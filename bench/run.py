@@ -1,4 +1,5 @@
-"""Runs benchmarks: `python bench/run.py [NAME ...]`. Writes bench/results/cpu.json and prints Markdown tables.
+"""Runs benchmarks: `python bench/run.py [NAME ...]`, a name or how several begin. Writes bench/results/cpu.json and
+prints Markdown tables.
 
 Figures are ratios of two ways measured side by side in this process, "other / ours" (above 1: ours is faster). Times,
 memory and GB/s hold for the machine and the moment. Exit code 1 when a check fails or a goal is missed.
@@ -26,13 +27,11 @@ from seq2exp.errors import UserError
 from seq2exp.info import collect
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
+SIDES = ("ours", "other")
 
 
 def main(names: list[str]) -> int:
-    for name in names:
-        if name not in REGISTRY:
-            raise UserError(f"bench/run.py: there is no benchmark {name}; choose from {', '.join(REGISTRY)}")
-    chosen = [REGISTRY[name] for name in names or REGISTRY]
+    chosen = [bench for name in names or [""] for bench in named(name)]
     rows = {}
     with Console(stderr=True).status("") as status:
         for bench in chosen:
@@ -43,18 +42,28 @@ def main(names: list[str]) -> int:
     return 0 if all(r["met"] for r in rows.values() if not r["note"].startswith("not run")) else 1
 
 
+def named(name: str) -> list[Benchmark]:
+    """The benchmark of that name, else all whose names begin so."""
+    found = [bench for other, bench in REGISTRY.items() if other.startswith(name)]
+    if not found:
+        raise UserError(f"bench/run.py: there is no benchmark {name}; choose from {', '.join(REGISTRY)}")
+    return [REGISTRY[name]] if name in REGISTRY else found
+
+
 def row(bench: Benchmark, result: Result) -> dict:
     figures: dict[str, float | None] = {
         name: value and round(value, 3) for name, value in vars(result).items() if name in ("ratio", "low", "high")
     }
-    for side in ("ours", "other"):
+    for side in SIDES:
         cost = getattr(result, side)
         figures[f"{side}_ms"] = cost and round(cost.seconds * 1e3, 3)
         figures[f"{side}_peak_mb"] = cost and cost.peak and round(cost.peak / 1e6, 1)
+        if cost and result.samples:
+            figures[f"{side}_per_s"] = round(result.samples / cost.seconds, 1)
     if result.ours and result.traffic:
         figures["ours_gb_per_s"] = round(result.traffic / result.ours.seconds / 1e9, 2)
     if result.amounts:
-        figures |= {"ours_amount": round(result.amounts[0], 1), "other_amount": round(result.amounts[1], 1)}
+        figures |= {f"{side}_amount": float(f"{x:.5g}") for side, x in zip(SIDES, result.amounts, strict=True)}
     unit = {"unit": bench.unit} if bench.unit else {}
     return {
         "ours": bench.ours, "other": bench.other, "setting": bench.setting, **unit, **figures,
@@ -76,17 +85,24 @@ def save(rows: dict[str, dict]) -> None:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """Markdown: ratios of times and goals, what was counted, then what the sizes take."""
+    """Markdown: ratios of times and goals, samples per second, what was counted, then what the sizes take."""
     contests = [
         [
             r["ours"], r["other"], r["setting"], r["note"] or f"{r['ratio']:.2f}",
             "" if r["note"] else f"{r['low']:.2f}-{r['high']:.2f}", goal(r),
         ]
-        for r in rows.values() if r["note"] or not ("unit" in r or "ours_gb_per_s" in r)
+        for r in rows.values() if r["note"] or not {"unit", "ours_gb_per_s", "ours_per_s"} & set(r)
+    ]  # fmt: skip
+    rates = [
+        [
+            r["ours"], r["other"], r["setting"], number(r["ours_per_s"], 1), number(r["other_per_s"], 1),
+            f"{r['ratio']:.2f}", f"{r['low']:.2f}-{r['high']:.2f}", goal(r),
+        ]
+        for r in rows.values() if "ours_per_s" in r
     ]  # fmt: skip
     counts = [
         [
-            r["ours"], r["other"], r["setting"], r["unit"], number(r["ours_amount"], 0), number(r["other_amount"], 0),
+            r["ours"], r["other"], r["setting"], r["unit"], amount(r["ours_amount"]), amount(r["other_amount"]),
             f"{r['ratio']:.2f}", goal(r),
         ]
         for r in rows.values() if "unit" in r and not r["note"]
@@ -99,9 +115,10 @@ def table(rows: dict[str, dict]) -> str:
         for r in rows.values() if "ours_gb_per_s" in r
     ]  # fmt: skip
     contest_titles = ["ours", "against", "setting", "other / ours", "range", "goal"]
+    rate_titles = ["ours", "against", "setting", "ours a second", "other a second", "other / ours", "range", "goal"]
     count_titles = ["ours", "against", "setting", "what", "ours", "other", "other / ours", "goal"]
     cost_titles = ["setting", "ms", "peak MB", "GB/s", "against", "ms", "peak MB", "other / ours"]
-    parts = [(contest_titles, contests), (count_titles, counts), (cost_titles, costs)]
+    parts = [(contest_titles, contests), (rate_titles, rates), (count_titles, counts), (cost_titles, costs)]
     return "\n\n".join(markdown(head, body) for head, body in parts if body)
 
 
@@ -111,6 +128,10 @@ def goal(r: dict) -> str:
 
 def number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
+
+
+def amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def markdown(head: list[str], body: list[list[str]]) -> str:

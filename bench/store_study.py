@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyBigWig
 import zarr
+from data import HG38
 from rich.console import Console
 from run import cpu_model, markdown
 from zarr.codecs import BloscCodec, ZstdCodec
@@ -30,7 +31,6 @@ LENGTH, WINDOWS, TURNS = 200_000, 24, 5
 CHROM, FIRST = "chr20", 60_000  # the bases before are N
 CHUNKS = (16_384, 32_768, 65_536, 131_072, 262_144)
 SHARDS = (16, 64, 128, 256, 512)
-HG38 = {"chromosomes 1-22, X, Y": 3_088_269_832, "of them known": 2_937_639_212}
 CODECS = {
     "zstd 3": ZstdCodec(level=3),
     "zstd 9": RUNS.codec,
