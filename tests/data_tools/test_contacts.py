@@ -1,9 +1,9 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from contact_maps import write_map, write_mcool
 
 from seq2exp.data_tools.contacts import (
     MapSource,
@@ -94,22 +94,13 @@ def test_power_law_takes_the_units_of_the_measurement():
     assert power_law_factor(rows[1:], law, 4, 5_000) == 1
 
 
-def write_map(path: Path) -> Path:
-    """In a process of its own: hictkpy in this one would hang later tests that fork."""
-    code = (
-        "import sys, hictkpy\n"
-        "module = hictkpy.cooler if sys.argv[1].endswith('cool') else hictkpy.hic\n"
-        "writer = module.FileWriter(sys.argv[1], {'chr1': 28_000, 'chr2': 10_000}, 5_000)\n"
-        f"writer.add_pixels_from_dict({PIXELS})\n"
-        "writer.finalize()\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
-    return path
+def small_map(path: Path, **norms: dict[str, list[float]]) -> Path:
+    return write_map(path, {"chr1": 28_000, "chr2": 10_000}, 5_000, PIXELS, norms)
 
 
 @pytest.mark.parametrize("suffix", ["cool", "hic"])
 def test_maps_through_hictkpy(tmp_path, suffix):
-    path = write_map(tmp_path / f"map.{suffix}")
+    path = small_map(tmp_path / f"map.{suffix}")
     source = open_contacts(str(path))
     assert isinstance(source, MapSource) and source.resolution == 5_000 and source.value == "NONE"
     chroms = np.array(["chr1", "chr1", "1", "chr2", "chr7"])
@@ -125,8 +116,39 @@ def test_maps_through_hictkpy(tmp_path, suffix):
             open_contacts(str(path), resolution=1_000)
 
 
+def test_normalised_hic(tmp_path):
+    factors = {"chr1": [0.5, 2.0, float("nan"), 4.0, 1.0, 1.0], "chr2": [1.0, 1.0]}
+    ones = {"chr1": [1.0] * 6, "chr2": [1.0] * 2}
+    path = small_map(tmp_path / "map.hic", VC=factors, SCALE=ones)
+    source = open_contacts(str(path))
+    assert source.value == "VC"  # KR is not there
+    rows = source.rows(np.array(["chr1", "chr1"]), np.array([7_000, 12_000]), reach=2)
+    # count / (factor * factor); bin 2 failed to normalise; bin -1 is outside
+    np.testing.assert_array_equal(rows[0], [np.nan, 10 / (0.5 * 2), 40 / 4, np.nan, 4 / (2 * 4)])
+    assert np.isnan(rows[1]).all()
+    raw = open_contacts(str(path), value="NONE").rows(np.array(["chr1"]), np.array([7_000]), reach=2)[0]
+    np.testing.assert_array_equal(raw[1:], [10, 40, 0, 4])
+    with pytest.raises(UserError, match=r"map\.hic: no normalisation 'KR'; it has NONE, (VC, SCALE|SCALE, VC)\."):
+        open_contacts(str(path), value="KR")
+
+
+def test_mcool(tmp_path):
+    pytest.importorskip("h5py")
+    cools = {5_000: small_map(tmp_path / "5.cool")}
+    cools[10_000] = write_map(
+        tmp_path / "10.cool", {"chr1": 28_000}, 10_000, {"bin1_id": [0], "bin2_id": [1], "count": [3]}
+    )
+    path = write_mcool(tmp_path / "map.mcool", cools)
+    row = open_contacts(str(path)).rows(np.array(["chr1"]), np.array([7_000]), reach=2)[0]
+    np.testing.assert_array_equal(row[1:], [10, 40, 0, 4])
+    coarse = open_contacts(str(path), resolution=10_000)
+    np.testing.assert_array_equal(coarse.rows(np.array(["chr1"]), np.array([7_000]), reach=1)[0], [np.nan, 0, 3])
+    with pytest.raises(UserError, match=r"map\.mcool: no resolution 1000; it has 5000, 10000"):
+        open_contacts(str(path), resolution=1_000)
+
+
 def test_hictkpy_stays_out_of_this_process(tmp_path):
-    open_contacts(str(write_map(tmp_path / "map.cool")))
+    open_contacts(str(small_map(tmp_path / "map.cool")))
     assert "hictkpy" not in sys.modules
 
 
@@ -138,7 +160,7 @@ def test_damaged_map(tmp_path, name):
 
 
 def test_a_map_of_another_assembly(tmp_path):
-    path = write_map(tmp_path / "map.hic")
+    path = small_map(tmp_path / "map.hic")
     with pytest.raises(UserError, match=r"map\.hic: chr1 has 28,000 bases, but 27,000 in the FASTA"):
         open_contacts(str(path), lengths={"chr1": 27_000})
     text = "chrom\tbin1\tbin2\tvalue\nchr1\t0\t5000\t1\nchr1\t5000\t30000\t2\n"

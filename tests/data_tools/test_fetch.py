@@ -2,17 +2,14 @@
 
 import gzip
 import hashlib
-import http.server
-import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
+from file_server import Server, mirrored, serving
 from typer.testing import CliRunner
 
 from seq2exp.cli.data import app
@@ -30,70 +27,12 @@ SPLITS = "ENSID,chrom,fold_1,fold_11,Gene name\nE1,X,train,test,A\nE2,20,train,t
 TAGS = b"chrX\t807\t808\ta\t100\t+\nchrX\t808\t809\ta\t2\t+\nchrX\t1191\t1192\ta\t3\t-\nchrX\t1192\t1193\ta\t100\t-\n"
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`, path -> bytes; the first entries of `faults` spoil one answer each."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {"/file": BODY}
-        self.faults: list[str] = []
-        self.ranges = True
-        self.asked: list[tuple[str, str | None]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append((self.path, asked))
-        fault = self.server.faults.pop(0) if self.server.faults else ""
-        body = self.server.files.get(self.path)
-        if body is None or fault.isdigit():
-            self.send_error(int(fault or 404))
-            return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
-        if start >= len(body) > 0:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if fault != "no length":
-            self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        part = body[start:]
-        if fault in ("cut", "no length"):
-            part = part[: len(part) // 2]
-        elif fault == "stall":
-            self.wfile.write(part[: len(part) // 3])
-            self.wfile.flush()
-            time.sleep(0.6)
-            part = b""
-        elif fault == "other bytes":
-            part = bytes(len(part))
-        try:
-            for first in range(0, len(part), 50_000):
-                self.wfile.write(part[first : first + 50_000])
-        except OSError:
-            pass  # the client went away
-        self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(download_module, "_PAUSE", 0.0)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as server:
+        server.files = {"/file": BODY}
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def remote(server: Server, **fields: object) -> Remote:
@@ -201,27 +140,10 @@ def test_full_disk(server, tmp_path):
 @pytest.fixture
 def mirror(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Every file of the k562 preset below <server>/<host>/, small."""
-    server.files = {}
-    small = []
-    for file in PRESETS["k562"]:
-        host, path = urlsplit(file.url).netloc, urlsplit(file.url).path
-        body = {"splits": SPLITS.encode(), "mRNA features": GENES.encode(), "CAGE": gzip.compress(TAGS)}.get(
-            file.role, file.name.encode() * 999
-        )
-        if file.kind == "portal":
-            page = {"md5sum": hashlib.md5(body).hexdigest(), "file_size": len(body)}
-            if "4dn" in host:
-                page |= {"open_data_url": f"https://open.s3.test/{file.name}", "href": "/login"}
-                server.files[f"/open.s3.test/{file.name}"] = body
-            else:
-                page["href"] = f"{path}@@download/{file.name}"
-                server.files[f"/{host}{page['href']}"] = body
-            server.files[f"/{host}{path}?format=json"] = json.dumps(page).encode()
-        else:
-            server.files[f"/{host}{path}"] = body
-        known = hashlib.md5(body).hexdigest() if file.md5 else None
-        small.append(fetch_module.PublicFile(file.role, file.name, file.url, file.kind, known))
-    monkeypatch.setitem(PRESETS, "k562", tuple(small))
+    bodies = {file.role: file.name.encode() * 999 for file in PRESETS["k562"]}
+    bodies |= {"splits": SPLITS.encode(), "mRNA features": GENES.encode(), "CAGE": gzip.compress(TAGS)}
+    server.files, files = mirrored("k562", bodies)
+    monkeypatch.setitem(PRESETS, "k562", files)
     return server
 
 
