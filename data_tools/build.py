@@ -35,7 +35,7 @@ from seq2exp.data_tools.contacts import (
 from seq2exp.data_tools.fasta import FastaIndex, read_codes, scan_fasta
 from seq2exp.data_tools.store import FORMAT, Store, open_store, partial_path
 from seq2exp.data_tools.tables import check_file, closest_chromosome
-from seq2exp.data_tools.workspace import Job, Workspace
+from seq2exp.data_tools.workspace import NOTES, Job, Workspace
 from seq2exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -261,6 +261,7 @@ def _existing(out: Path, state: dict[str, Any]) -> Store:
         raise UserError(f"{out}: exists and is no finished store; remove it or choose another --out.") from error
     if store.info["build"] != json.loads(json.dumps(state)):
         raise UserError(f"{out}: exists, built from other inputs or options; remove it or choose another --out.")
+    (out / NOTES).unlink(missing_ok=True)  # of a build that was killed at its last step
     log.info("%s: already built from these inputs.", out)
     return store
 

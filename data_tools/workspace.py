@@ -25,6 +25,8 @@ from seq2exp.data_tools.arrays import write_array
 
 log = logging.getLogger(__name__)
 
+NOTES = "build.json"  # which arrays are finished, and the state of the build
+
 
 class Job(NamedTuple):
     """One array to write, and what gives its values: a function of no arguments that can be pickled."""
@@ -38,7 +40,7 @@ class Workspace:
 
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
         self.path = path
-        self._file = path / "build.json"
+        self._file = path / NOTES
         self._state = state
         self.finished: set[str] = set()
         if path.exists() and not self._resume():
@@ -58,6 +60,9 @@ class Workspace:
             return False
         if self.finished:
             log.info("%s: %d finished arrays are kept.", self.path, len(self.finished))
+        for file in self.path.rglob("*.partial"):  # what zarr was writing when the build was killed
+            if file.is_file():
+                file.unlink()
         return True
 
     def write(self, jobs: Iterable[Job], workers: int, done: Callable[[str], None]) -> None:
@@ -87,8 +92,10 @@ class Workspace:
         self._save()
 
     def _write_in_processes(self, jobs: Iterable[Job], workers: int, done: Callable[[str], None]) -> None:
-        spawn = multiprocessing.get_context("spawn")  # zarr's and torch's threads do not survive a fork
-        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
+        # zarr's and torch's threads do not survive a fork of this process; its server has none, and has imported them
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
             running: set[Future[str]] = set()
             try:
                 for job in jobs:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pyBigWig
 import pytest
+from bgzip import bgzip
+from contact_maps import write_map
 from pyfaidx import Fasta
 
 from seq2exp.data_tools import GeneWindows, Store, build_store
@@ -132,6 +134,89 @@ def test_tracks_of_another_assembly(fields, realdata, tmp_path):
     other = realdata / "extra_hg19" / "CoolBox_chr9_4-6Mb_K562_H3K27ac.bigwig"
     with pytest.raises(UserError, match=r"chr20 has 63,025,520 bases, but 10,000,000|no chromosome 'chr20'"):
         build_store(**{**fields, "out": tmp_path / "s.zarr", "track": {"H3K27ac": other}})
+
+
+# --- other forms of the same input: bgzip, the other tracks, peaks, the ABC recipe, maps ------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(fields: dict[str, Any], realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A second store, of the other real tracks, from a bgzip FASTA."""
+    folder, signal = tmp_path_factory.mktemp("other"), realdata / "hg38" / "signal"
+    (folder / "hg38.subset.fa.gz").write_bytes(bgzip(fields["fasta"].read_bytes()))
+    with pyBigWig.open(str(fields["track"]["DNase"])) as file, (folder / "elements.narrowPeak").open("w") as peaks:
+        for chrom in ("chr20", "chr22"):
+            for start, end, value in file.intervals(chrom):
+                print(chrom, start, end, ".", 0, ".", value, -1, -1, (end - start) // 2, sep="\t", file=peaks)
+    tracks = {
+        "H3K27ac": signal / "GM18526_H3K27ac.chr22.bw",
+        "ATAC": signal / "ATAC_esATAC.fragment_coverage.chr20.bw",
+    }
+    changed = {
+        "fasta": folder / "hg38.subset.fa.gz",
+        "track": tracks,
+        "peaks": folder / "elements.narrowPeak",
+        "contact_recipe": "abc",
+        "promoter_activity": ("H3K27ac", "ATAC"),
+    }
+    return build_store(out=folder / "store.zarr", **(fields | changed))
+
+
+def test_a_bgzip_fasta_gives_the_same_sequence(store, other):
+    for chrom, length in store.chromosomes.items():
+        np.testing.assert_array_equal(other.sequence(chrom, 0, length), store.sequence(chrom, 0, length))
+
+
+def test_the_other_tracks_at_random_positions(other):
+    rng = np.random.default_rng(4)
+    for name, chrom in (("H3K27ac", "chr22"), ("ATAC", "chr20")):
+        file = pyBigWig.open(other.info["sources"][f"track {name}"]["path"])
+        covered = [p for s, e, _ in file.intervals(chrom)[::40] for p in (s, e - 1)]
+        positions = [*rng.integers(0, other.chromosomes[chrom], 500).tolist(), *rng.permutation(covered)[:500].tolist()]
+        source = np.nan_to_num([file.values(chrom, p, p + 1)[0] for p in positions])
+        found = [other.track(name, chrom, p, p + 1)[0] for p in positions]
+        np.testing.assert_allclose(found, source, rtol=1e-3)
+        assert len(positions) == 1_000 and np.count_nonzero(found) > 300
+
+
+def test_elements_as_narrow_peaks(store, other):
+    for chrom, length in store.chromosomes.items():
+        covered = store.track("DNase", chrom, 0, length) > 0
+        np.testing.assert_array_equal(other.regions("peaks", chrom, 0, length) & covered, covered)
+    assert other.region_size("peaks")[1] >= 400_000
+
+
+def test_the_abc_recipe_on_the_real_map(store, other):
+    """What was measured is raised by the pseudocount; promoters with hardly any contact take the power law."""
+    plain, law = store.info["contacts"], PowerLaw()
+    added = other.info["contacts"]["power_law"]["factor"] * law.contact(np.array(1e6))
+    assert (other.info["contacts"]["recipe"], plain["value"]) == ("abc", "KR_norm")
+    same = 0
+    for row, gene in store.genes.iterrows():
+        low, high = gene["tss"] - 100_000, gene["tss"] + 100_000
+        before, after = (10.0 ** s.contacts(row, low, high) - 1 for s in (store, other))
+        own = before[100_000]
+        if gene["chrom"] == "chr20" or own >= 0.01 * plain["power_law"]["factor"]:
+            np.testing.assert_allclose(after, before + added, rtol=1e-4, atol=1e-4)
+            same += 1
+    assert same > 95
+
+
+@pytest.mark.parametrize("suffix", ["hic", "cool"])
+def test_the_real_contacts_as_a_map(suffix, realdata, tmp_path):
+    """The raw counts of the table, written as a map, and read as one."""
+    path = realdata / "hg38" / "hic" / "K562_HiC.chr22.5kb.hg38.tsv.gz"
+    table = pd.read_csv(path, sep="\t").groupby(["bin1_hg38", "bin2_hg38"], as_index=False)["raw_count"].sum()
+    table = table[table["bin1_hg38"] <= table["bin2_hg38"]]
+    pixels = {"count": table["raw_count"].tolist()}
+    pixels |= {f"bin{i}_id": (table[f"bin{i}_hg38"] // 5_000).tolist() for i in (1, 2)}
+    written = write_map(tmp_path / f"map.{suffix}", {"chr22": 21_000_000}, 5_000, pixels)
+    tss = np.arange(20_102_500, 20_600_000, 50_000)
+    chroms, lengths = np.full(len(tss), "chr22"), {"chr22": 21_000_000}
+    found = open_contacts(str(written), lengths=lengths).rows(chroms, tss, 20)
+    listed = open_contacts(str(path), value="raw_count", columns=("bin1_hg38", "bin2_hg38")).rows(chroms, tss, 20)
+    assert (listed > 0).sum() > 300
+    np.testing.assert_array_equal(np.nan_to_num(found), np.nan_to_num(listed))
 
 
 # --- the other real files: hg19, and formats that the store above has none of -------------------------------------
