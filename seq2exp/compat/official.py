@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from seq2exp.baselines import GeneExpBiMamba as OurGeneExpBiMamba
-from seq2exp.baselines import GeneExpBiMambaConfig
+from seq2exp.baselines import GeneExpBiMambaConfig, GeneExpMambaConfig
+from seq2exp.baselines import GeneExpMamba as OurGeneExpMamba
 from seq2exp.compat import parameters
 from seq2exp.compat.settings import CaduceusConfig, check, in_the_name_of
 from seq2exp.config import BackboneFields, Seq2ExpConfig, first_problem
@@ -27,7 +28,11 @@ from seq2exp.official.reading import read_checkpoint
 from seq2exp.official.settings import mask_fields, selection_fields
 from seq2exp.strands import one_hot
 
-__all__ = ["CaduceusConfig", "GeneBiMambaMIRNP", "GeneExpBiMamba", "ModelMask", "entropy"]
+__all__ = [
+    "CaduceusConfig", "ExtendedMambaConfig", "GeneBiMambaMIRNP", "GeneExpBiMamba", "GeneExpMamba", "ModelMask", "entropy",
+]  # fmt: skip
+
+ExtendedMambaConfig = CaduceusConfig
 
 Config = TypeVar("Config", bound=BackboneFields)
 
@@ -98,7 +103,7 @@ class _Masked(_Published):
         """Of our configuration, what makes the mask."""
         c = self.config
         if self._priors is None:  # once: one waits for a GPU to give them
-            self._priors = {"prior_weights": self.prior_weights.cpu(), "signal_betas": self.signal_betas.cpu()}
+            self._priors = {name: self.get_parameter(name).detach().cpu() for name in ("prior_weights", "signal_betas")}
         with in_the_name_of("GeneBiMambaMIRNP"):
             fields = mask_fields(self._priors | {"signal_input_layer.weight": self.signal_input_layer.weight}, vars(c))
         return fields | selection | {
@@ -303,6 +308,41 @@ class GeneExpBiMamba(_Published):
         return self._checked(
             GeneExpBiMambaConfig, c.shared_fields(length) | {"layers": c.n_layer, "interact": interact}
         )
+
+
+class GeneExpMamba(_Published):
+    """The Mamba baseline of Seq2Exp, one direction, on tokens. config and errors as of `GeneBiMambaMIRNP`."""
+
+    def __init__(self, config: Any, **_: Any) -> None:
+        super().__init__(config)
+        c = self.config
+        check("GeneExpMamba", c)
+        self.model = parameters.MixerModel(c, c.n_layer, parameters.Mamba, c.vocab_size)
+        self.pToExpr = parameters.head(c, nn.Linear)
+        self._share(OurGeneExpMamba, self._our_config(c.seq_range or c.center_len or 1))
+
+    def forward(
+        self,
+        seqs: Tensor,
+        signals: Tensor | None = None,
+        rna_feat: Tensor | None = None,
+        bio_mask: Tensor | None = None,
+        mask_regions: Tensor | None = None,
+        peak_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = False,
+    ) -> Tensor:
+        """Logits (batch, 1). seqs: token ids (batch, L), below vocab_size. rna_feat: (batch, rna_feat_dim). The others
+        have no effect."""
+        if seqs.is_floating_point():
+            raise TypeError(f"GeneExpMamba: seqs are {seqs.dtype}; give token ids (batch, L), as of the tokenizer 'char'")
+        ours = self._computing(self._our_config(seqs.shape[1]))
+        return ours(seqs, None, rna_feat if self.config.useRNAFeat else None).expression[:, None]
+
+    def _our_config(self, length: int) -> GeneExpMambaConfig:
+        c = self.config
+        fields = {"layers": c.n_layer, "vocabulary": c.vocab_size, "first_base": 0}  # ids as they are
+        return self._checked(GeneExpMambaConfig, c.shared_fields(length) | fields)
 
 
 def entropy(mask: Tensor, eps: float = 1e-10) -> Tensor:

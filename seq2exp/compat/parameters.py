@@ -7,6 +7,7 @@ stream divided by the square root of the number of layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -47,25 +48,33 @@ class BiMamba(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, d_model: int, out_scale: float, **sizes: int) -> None:
+    def __init__(self, d_model: int, mixer: nn.Module) -> None:
         super().__init__()
-        self.mixer = BiMamba(d_model, out_scale, **sizes)
+        self.mixer = mixer
         self.norm = nn.RMSNorm(d_model, eps=NORM_EPSILON)
 
 
-class CaduceusMixerModel(nn.Module):
-    def __init__(self, d_model: int, n_layer: int, **sizes: int) -> None:
+class MixerModel(nn.Module):
+    """A backbone: its layers, with mixers of one kind, and the last norm; with a vocabulary, an embedding before."""
+
+    def __init__(
+        self, config: CaduceusConfig, n_layer: int, mixer: type[Mamba | BiMamba], vocabulary: int | None = None
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(d_model, 1 / math.sqrt(n_layer), **sizes) for _ in range(n_layer))
-        self.norm_f = nn.RMSNorm(d_model, eps=NORM_EPSILON)
+        d, out_scale = config.d_model, 1 / math.sqrt(n_layer)
+        if vocabulary is not None:
+            self.embedding = nn.Embedding(vocabulary, d)
+            nn.init.normal_(self.embedding.weight, std=0.02)
+        self.layers = nn.ModuleList(Block(d, mixer(d, out_scale, **config.mixer_sizes)) for _ in range(n_layer))
+        self.norm_f = nn.RMSNorm(d, eps=NORM_EPSILON)
 
 
 class Caduceus(nn.Module):
-    """A backbone that reads embedded bases."""
+    """A bidirectional backbone that reads embedded bases."""
 
     def __init__(self, config: CaduceusConfig, n_layer: int) -> None:
         super().__init__()
-        self.backbone = CaduceusMixerModel(config.d_model, n_layer, **config.mixer_sizes)
+        self.backbone = MixerModel(config, n_layer, BiMamba)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -74,10 +83,10 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def head(config: CaduceusConfig) -> nn.Sequential:
+def head(config: CaduceusConfig, layer: Callable[[int, int], nn.Linear] = linear) -> nn.Sequential:
     """`pToExpr`."""
     d = config.d_model
-    return nn.Sequential(linear(d + config.gene_features, d), nn.ReLU(), linear(d, d), nn.ReLU(), linear(d, 1))
+    return nn.Sequential(layer(d + config.gene_features, d), nn.ReLU(), layer(d, d), nn.ReLU(), layer(d, 1))
 
 
 def add_generator(model: nn.Module, config: CaduceusConfig) -> None:

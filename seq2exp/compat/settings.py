@@ -34,11 +34,12 @@ _RECIPE: dict[str, Any] = {
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "GeneBiMambaMIRNP": {"dist_param_grad": (False,)},
     "GeneExpBiMamba": {"pretrained_model": (False,)},
+    "GeneExpMamba": {},
 }
 _SSM_ONLY: dict[str, tuple[Any, ...]] = {
     "dt_min": (0.001,), "dt_max": (0.1,), "dt_init": ("random",), "dt_scale": (1.0,), "dt_init_floor": (1e-4,),
 }  # fmt: skip
-_SIZES = ("d_model", "signal_size", "rna_feat_dim", "n_layer", "gen_n_layer", "enc_n_layer")
+_SIZES = ("d_model", "vocab_size", "signal_size", "rna_feat_dim", "n_layer", "gen_n_layer", "enc_n_layer")
 
 
 class CaduceusConfig:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seq2exp import UserError, load_official, seq2exp_loss
 from seq2exp.compat import official
-from seq2exp.compat.official import CaduceusConfig, GeneBiMambaMIRNP, GeneExpBiMamba
+from seq2exp.compat.official import CaduceusConfig, GeneBiMambaMIRNP, GeneExpBiMamba, GeneExpMamba
 
 LENGTH = 96
 SMALL = dict(
@@ -30,6 +30,7 @@ KINDS = {
     "soft": (GeneBiMambaMIRNP, SMALL),
     "hard": (GeneBiMambaMIRNP, HARD),
     "baseline": (GeneExpBiMamba, SMALL),
+    "mamba": (GeneExpMamba, SMALL),
     "baseline without signals": (GeneExpBiMamba, SMALL | {"interact": "no_signal"}),
 }
 
@@ -49,6 +50,11 @@ def batch(size=2, length=LENGTH, seed=1):
         seqs=letters, signals=2 * torch.rand(size, length, 3, generator=g), mask_regions=regions, bio_mask=None,
         peak_mask=None, rna_feat=torch.rand(size, 2, generator=g),
     )  # fmt: skip
+
+
+def tokens(x):
+    """The same bases as the published tokenizer numbers them: A C G T N = 7..11."""
+    return x | {"seqs": torch.where(x["seqs"].sum(-1) > 0, x["seqs"].argmax(-1), 4) + 7}
 
 
 def logits_of(out):
@@ -99,7 +105,7 @@ def test_golden_files(golden, name):
     assert all(p.grad is None or p.grad.norm() == 0 for p in silent), "a gradient that the published model has not"
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard", "baseline"])
+@pytest.mark.parametrize("kind", ["soft", "hard", "baseline", "mamba"])
 def test_fifty_training_steps_follow_our_model(kind):
     """The loss of each step; both draw their masks from torch's generator."""
     theirs = built(kind)
@@ -113,7 +119,7 @@ def test_fifty_training_steps_follow_our_model(kind):
             x, target = batch(seed=step % 5), torch.linspace(0, 1, 2)
             torch.manual_seed(step)
             if model is theirs:
-                loss = training_loss(model(**x), target[:, None])
+                loss = training_loss(model(**tokens(x) if kind == "mamba" else x), target[:, None])
             else:
                 out = model(x["seqs"], x["signals"], x["rna_feat"], exclude=x["mask_regions"][..., 1])
                 loss = seq2exp_loss(out, target, 0.01)
@@ -134,6 +140,9 @@ def test_names_and_order_of_the_parameters():
     ]  # fmt: skip
     tied = ("in_proj.weight", "out_proj.weight")
 
+    layer = "model.layers.0."
+    mamba = ["model.embedding.weight", *(f"{layer}mixer.{name}" for name in direction), f"{layer}norm.weight"]
+
     def backbone(prefix):
         mixer = f"{prefix}.backbone.layers.0.mixer."
         yield from (f"{mixer}mamba_fwd.{name}" for name in direction)
@@ -150,6 +159,7 @@ def test_names_and_order_of_the_parameters():
         "soft": ["prior_weights", "signal_betas", *masked, *backbone("encoder"), *head],
         "hard": ["pos_emb", "prior_weights", "signal_betas", *masked, *head],
         "baseline": [*backbone("caduceus"), *linear("input_layer"), *head],
+        "mamba": [*mamba, "model.norm_f.weight", *head],
     }
     for kind, names in expected.items():
         assert [name for name, _ in built(kind).named_parameters()] == names
@@ -271,6 +281,19 @@ def test_the_whole_window_as_centre_and_no_features():
     other = load_official(model.state_dict(), vars(model.config) | {"_class": "GeneExpBiMamba", "center_len": LENGTH})
     x = batch()
     torch.testing.assert_close(model(**x)[:, 0], other(x["seqs"], x["signals"]).expression)
+
+
+def test_tokens_of_the_mamba_baseline():
+    """Also those that are no bases; a one-hot sequence is refused."""
+    model, x = built("mamba").eval(), tokens(batch())
+    ours = load_official(model.state_dict(), vars(model.config) | {"_class": "GeneExpMamba"})
+    codes = (x["seqs"] - 7).to(torch.uint8)
+    torch.testing.assert_close(model(**x)[:, 0], ours(codes, gene_features=x["rna_feat"]).expression)
+    padded = x["seqs"].clone()
+    padded[:, 50:60] = 4
+    assert not torch.allclose(model(**x | {"seqs": padded}), model(**x))
+    with pytest.raises(TypeError, match="GeneExpMamba: seqs are torch.float32; give token ids"):
+        model(**batch())
 
 
 def test_letters_that_are_not_one_hot():
