@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from published_caduceus import Backbone, BiMambaWrapper
+from published_modules import Backbone, BiMambaWrapper
 from scan_problems import rms_error
 from torch import nn
 

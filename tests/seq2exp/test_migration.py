@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_caduceus import Backbone
+from published_modules import Backbone
 
 from seq2exp.compat.official import CaduceusConfig, GeneBiMambaMIRNP
 
