@@ -29,7 +29,8 @@ from seq2exp.official.settings import mask_fields, selection_fields
 from seq2exp.strands import one_hot
 
 __all__ = [
-    "CaduceusConfig", "ExtendedMambaConfig", "GeneBiMambaMIRNP", "GeneExpBiMamba", "GeneExpMamba", "ModelMask", "entropy",
+    "CaduceusConfig", "ExtendedMambaConfig", "GeneBiMambaMIRNP", "GeneExpBiMamba", "GeneExpMamba", "ModelMask",
+    "entropy",
 ]  # fmt: skip
 
 ExtendedMambaConfig = CaduceusConfig
@@ -335,7 +336,9 @@ class GeneExpMamba(_Published):
         """Logits (batch, 1). seqs: token ids (batch, L), below vocab_size. rna_feat: (batch, rna_feat_dim). The others
         have no effect."""
         if seqs.is_floating_point():
-            raise TypeError(f"GeneExpMamba: seqs are {seqs.dtype}; give token ids (batch, L), as of the tokenizer 'char'")
+            raise TypeError(
+                f"GeneExpMamba: seqs are {seqs.dtype}; give token ids (batch, L), as of the tokenizer 'char'"
+            )
         ours = self._computing(self._our_config(seqs.shape[1]))
         return ours(seqs, None, rna_feat if self.config.useRNAFeat else None).expression[:, None]
 

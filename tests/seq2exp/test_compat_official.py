@@ -292,7 +292,7 @@ def test_tokens_of_the_mamba_baseline():
     padded = x["seqs"].clone()
     padded[:, 50:60] = 4
     assert not torch.allclose(model(**x | {"seqs": padded}), model(**x))
-    with pytest.raises(TypeError, match="GeneExpMamba: seqs are torch.float32; give token ids"):
+    with pytest.raises(TypeError, match=r"GeneExpMamba: seqs are torch\.float32; give token ids"):
         model(**batch())
 
 
