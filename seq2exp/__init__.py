@@ -6,6 +6,7 @@ from seq2exp.errors import UserError
 from seq2exp.loss import seq2exp_loss
 from seq2exp.model import Seq2Exp, Seq2ExpOutput
 from seq2exp.official import load_official
+from seq2exp.start import start_from_pretrained
 
 __version__ = "0.1.0"
 
@@ -18,4 +19,5 @@ __all__ = [
     "UserError",
     "load_official",
     "seq2exp_loss",
+    "start_from_pretrained",
 ]

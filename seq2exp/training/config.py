@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -67,17 +67,38 @@ class KLConfig(Section):
     ramp_fraction: Fraction = 0.0
 
 
+class PretrainedConfig(Section):
+    """A pretrained Caduceus that the backbones of a seq2exp start from.
+
+    path: a folder of ``seq2exp convert``, or a published checkpoint. parts: which backbones. freeze: their layers are
+    not trained.
+    """
+
+    path: Annotated[Path, AfterValidator(Path.absolute)]
+    parts: tuple[Literal["generator", "predictor"], ...] = ("generator", "predictor")
+    freeze: bool = False
+
+    @field_validator("parts")
+    @classmethod
+    def _some(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if not parts:
+            raise ValueError("give generator, predictor or both")
+        return parts
+
+
 class TrainConfig(Section):
     """All settings of one training run.
 
     model: ``name`` (of ``seq2exp.registry``; without one seq2exp, which has a ``preset``) and fields of that model's
         configuration. The name of a baseline brings the paper's batch size and learning rate where none are given.
+    pretrained: a Caduceus to start from; without it the backbones start at random.
     compile: torch.compile for the training step.
     parallel: what several ranks do, "ddp" each hold the whole model, "fsdp" each hold a share of it.
     """
 
     data: DataConfig
     model: dict[str, Any] = Field(default_factory=lambda: {"preset": "soft"})
+    pretrained: PretrainedConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     kl: KLConfig = KLConfig()
@@ -117,6 +138,9 @@ class TrainConfig(Section):
             )
         if self.kl.start_fraction + self.kl.ramp_fraction > 1 + 1e-9:
             raise ValueError("kl.start_fraction + kl.ramp_fraction is above 1: the KL weight would never be reached")
+        name = self.model.get("name", "seq2exp")
+        if self.pretrained and name != "seq2exp":
+            raise ValueError(f"pretrained is for seq2exp, model.name is {name}: leave it out")
         model = model_config(self.model)
         if self.data.rc_augmentation and (model.length - model.center) % 2:
             raise ValueError(
@@ -241,5 +265,6 @@ def _siblings(model: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list
     """Names of the fields beside the one at ``loc``."""
     for part in loc[:-1]:
         field = model.model_fields.get(str(part)) if model else None
-        model = field.annotation if field and isinstance(field.annotation, type) else None
-    return list(model.model_fields) if model and issubclass(model, BaseModel) else []
+        kinds = (get_args(field.annotation) or (field.annotation,)) if field else ()  # of a section that may be absent
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return list(model.model_fields) if model else []

@@ -23,10 +23,11 @@ from seq2exp.data_tools import GeneWindows, Store, collate, expand, open_store, 
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.inference.windows import Model, autocast, call_model, input_names, predict_genes, resolve_device
 from seq2exp.seeds import derive_seed
+from seq2exp.start import freeze_parts, start_from_pretrained
 
 from .batches import StepBatches, augment
 from .checkpoint import load_checkpoint, load_weights, own_weights, save_checkpoint, save_model
-from .config import TrainConfig, defining, load_config, model_config, save_config
+from .config import PretrainedConfig, TrainConfig, defining, load_config, model_config, save_config
 from .log import MetricsLog
 from .memory import advice, windows_that_fit
 from .parallel import exchanging, replica, shard, whole
@@ -79,6 +80,8 @@ class Trainer:
         store = open_store(config.data.store)
         self.model_config = self._model_config(store)
         self.model = self._new_model()
+        if config.pretrained:
+            self._start_from_pretrained(config.pretrained, weights=not (resume and (run / LAST).exists()))
         self.sharded = self.ranks.world > 1 and config.parallel == "fsdp"
         if self.sharded:
             shard(self.model, self.device, self.ranks.world)
@@ -298,6 +301,13 @@ class Trainer:
         torch.manual_seed(derive_seed(self.config.seed, "weights"))
         model: Model = entry(self.config.model.get("name", "seq2exp")).model(self.model_config)
         return model.to(self.device)
+
+    def _start_from_pretrained(self, pretrained: PretrainedConfig, weights: bool) -> None:
+        """weights: False where those of a checkpoint follow."""
+        if weights:
+            start_from_pretrained(self.model, pretrained.path, parts=pretrained.parts)
+        if pretrained.freeze:
+            freeze_parts(self.model, pretrained.parts)
 
     def _whole_model(self) -> Model:
         """The model, of which each rank may hold a share only. All ranks take part."""
