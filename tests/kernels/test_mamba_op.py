@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mamba_reference import mixer_weights
 from memory import saved_bytes
 from mixer_layers import BACKENDS
 from scan_problems import rms_error
@@ -13,22 +14,6 @@ from seq2exp.kernels.bimamba import causal_convolution, mamba, reference
 WIDTHS = [2, 3, 4]
 
 
-def weights(d=16, length=130, batch=2, state=16, rank=3, width=4, dtype=torch.float32, seed=0):
-    """h, in_proj, out_proj and the ScanWeights, flat, leaves."""
-    g = torch.Generator().manual_seed(seed)
-    dim = 2 * d
-
-    def draw(*shape, scale=1.0):
-        return scale * torch.randn(*shape, generator=g)
-
-    flat = [
-        draw(batch, length, d), draw(2 * dim, d, scale=d**-0.5), draw(d, dim, scale=dim**-0.5),
-        draw(dim, 1, width, scale=0.5), draw(dim, scale=0.1), draw(rank + 2 * state, dim, scale=dim**-0.5),
-        draw(dim, rank, scale=rank**-0.5), draw(dim) - 3, torch.arange(1.0, state + 1).log().repeat(dim, 1), draw(dim),
-    ]  # fmt: skip
-    return [x.to(dtype).requires_grad_() for x in flat]
-
-
 def run(flat):
     return mamba(*flat[:3], ScanWeights(*flat[3:]))
 
@@ -36,7 +21,7 @@ def run(flat):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_equals_the_reference(backend, width):
-    flat = weights(width=width)
+    flat = mixer_weights(width=width)
     with set_backend(backend):
         out = run(flat)
         g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
@@ -52,7 +37,7 @@ def test_equals_the_reference(backend, width):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast(backend):
     """The dtype is autocast's, gradients have that of the weights."""
-    flat = weights()
+    flat = mixer_weights()
     exact = run([x.detach().double() for x in flat])
     with set_backend(backend), torch.autocast("cpu", dtype=torch.bfloat16):
         out = run(flat)
@@ -65,7 +50,7 @@ def test_saves_the_input_and_chunk_states():
     """At d_model 128 in bfloat16: 256 bytes a base of h and 64 of states."""
 
     def forward(length):
-        flat = weights(d=128, length=length, batch=1, rank=8)
+        flat = mixer_weights(d=128, length=length, batch=1, rank=8)
         flat[0] = flat[0].detach().bfloat16().requires_grad_()
         return lambda: run(flat)
 
@@ -76,7 +61,7 @@ def test_saves_the_input_and_chunk_states():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend):
-    flat = [x.detach().requires_grad_() for x in weights(d=4, length=20, state=2)]
+    flat = [x.detach().requires_grad_() for x in mixer_weights(d=4, length=20, state=2)]
     torch.library.opcheck(torch.ops.seq2exp.mamba_fwd.default, (flat[0], flat[1:], backend, True))
     x = torch.randn(2, 8, 20)[:, 2:6].requires_grad_()
     args = (x, torch.randn(4, 3, requires_grad=True), torch.randn(4, requires_grad=True), backend)
@@ -84,7 +69,7 @@ def test_opcheck(backend):
 
 
 def test_compile_fullgraph():
-    flat = weights(d=4, length=20, state=2)
+    flat = mixer_weights(d=4, length=20, state=2)
 
     def loss(*flat):
         x = causal_convolution(flat[0].transpose(1, 2), flat[3][:4, 0], flat[4][:4])

@@ -7,7 +7,7 @@ import mamba_reference as exact
 import pytest
 import torch
 from memory import saved_bytes
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scan_problems import rms_error
 from torch import nn
 
@@ -307,3 +307,43 @@ def test_fused_add_norm_needs_a_norm_that_it_knows():
     for build in (lambda n: Block(16, Mamba, n, True), lambda n: block2.Block(16, Mamba, nn.Identity, n, True)):
         with pytest.raises(UserError, match="not with Identity"):
             build(nn.Identity)
+
+
+# --- a published model on these modules -------------------------------------------------------------------------------
+
+
+class BiMamba(nn.Module):
+    """As the published Caduceus builds its mixer."""
+
+    def __init__(self, d_model, **options):
+        super().__init__()
+        self.mamba_fwd, self.mamba_rev = Mamba(d_model, **options), Mamba(d_model, **options)
+        self.mamba_rev.in_proj.weight = self.mamba_fwd.in_proj.weight
+        self.mamba_rev.out_proj.weight = self.mamba_fwd.out_proj.weight
+
+    def forward(self, x, inference_params=None):
+        return self.mamba_fwd(x) + self.mamba_rev(x.flip(dims=(1,))).flip(dims=(1,))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
+def test_golden_caduceus(golden, fused, fast):
+    """The published Caduceus on our modules: its state dict loads, its hidden states, logits and gradients come out."""
+    file = load_file(golden / "caduceus_ph.safetensors")
+    w, g = ({k[2:]: x for k, x in file.items() if k.startswith(f"{group}.")} for group in "wg")
+    model = MixerModel(32, 2, 16, {"use_fast_path": fast}, rms_norm=True, fused_add_norm=fused)
+    for layer in model.layers:
+        layer.mixer = BiMamba(32, use_fast_path=fast)
+    names = {name: f"caduceus.backbone.{name}" for name in model.state_dict()}
+    names["embedding.weight"] = "caduceus.backbone.embeddings.word_embeddings.weight"
+    model.load_state_dict({name: w[key] for name, key in names.items()})
+    head = w["lm_head.weight"].requires_grad_()
+    hidden = model(file["in.input_ids"].long())
+    logits = hidden @ head.t()
+    assert rms_error(hidden.detach(), file["out.hidden"].double()) <= 1e-5
+    assert rms_error(logits.detach(), file["out.logits"].double()) <= 1e-5
+    logits.square().mean().backward()
+    found = {names[name]: p.grad for name, p in model.named_parameters()} | {"lm_head.weight": head.grad}
+    assert found.keys() == g.keys()
+    for key, grad in found.items():
+        assert rms_error(grad, g[key].double()) <= 1e-4, key

@@ -7,6 +7,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def mixer_weights(d=16, length=130, batch=2, state=16, rank=3, width=4, dtype=torch.float32, seed=0):
+    """h, in_proj, out_proj and the ScanWeights, flat, leaves."""
+    g = torch.Generator().manual_seed(seed)
+    dim = 2 * d
+
+    def draw(*shape, scale=1.0):
+        return scale * torch.randn(*shape, generator=g)
+
+    flat = [
+        draw(batch, length, d), draw(2 * dim, d, scale=d**-0.5), draw(d, dim, scale=dim**-0.5),
+        draw(dim, 1, width, scale=0.5), draw(dim, scale=0.1), draw(rank + 2 * state, dim, scale=dim**-0.5),
+        draw(dim, rank, scale=rank**-0.5), draw(dim) - 3, torch.arange(1.0, state + 1).log().repeat(dim, 1), draw(dim),
+    ]  # fmt: skip
+    return [x.to(dtype).requires_grad_() for x in flat]
+
+
 def double(x):
     """A detached float64 (complex128) leaf."""
     return None if x is None else x.detach().to(torch.complex128 if x.is_complex() else torch.float64).requires_grad_()
