@@ -16,7 +16,7 @@ def causal_conv1d_fn(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    seq_idx: Tensor | None = None,
+    seq_idx: Tensor | str | None = None,
     initial_states: Tensor | None = None,
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
@@ -26,8 +26,9 @@ def causal_conv1d_fn(
 
     Parameters
     ----------
-    bias: (dim,). seq_idx: (batch, L) integers, the sequence of every position: taps do not reach into another one, and
-        positions of a negative sequence give 0. initial_states: (batch, dim, width - 1), what stands before x.
+    bias: (dim,). initial_states: (batch, dim, width - 1), what stands before x.
+    seq_idx: (batch, L) integers, the sequence of every position: taps do not reach into another one, and positions of a
+        negative sequence give 0. A string in this place is the activation, as in causal-conv1d 1.0.
     return_final_states: also return the last width - 1 inputs. final_states_out: where to write these.
     activation: None, "silu" or "swish".
 
@@ -39,6 +40,8 @@ def causal_conv1d_fn(
     ------
     NotImplementedError: another activation. ValueError: shapes that do not fit, seq_idx with states.
     """
+    if isinstance(seq_idx, str):
+        seq_idx, activation = None, seq_idx
     silu = _is_silu(activation)
     if seq_idx is not None and (initial_states is not None or return_final_states):
         raise ValueError("causal_conv1d_fn: seq_idx goes with neither initial_states nor return_final_states")

@@ -270,6 +270,7 @@ def test_convolution(dtype, activation, bias):
     inputs = dict(x=x, weight=draw(DIM, 4), bias=draw(DIM) if bias else None)
     out = agree(lambda **i: causal_conv1d_fn(**i, activation=activation), wanted, inputs, dtype)
     assert out.dtype == dtype
+    torch.testing.assert_close(causal_conv1d_fn(*inputs.values(), activation), out, rtol=0, atol=0)  # as of 1.0
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
