@@ -21,9 +21,9 @@ Offered, on CPU and CUDA, in float32, bfloat16 and float16, forward and backward
     mamba_ssm.utils.generation                InferenceParams
     causal_conv1d                             causal_conv1d_fn, causal_conv1d_update
 
-State dicts are those of mamba-ssm, and a seed draws the same initial weights. Results are the same to rounding, and ours
-the same from run to run in the backward too. `Mamba` saves its input and chunk states for the backward, not what the
-scan reads. A complex A and constant B or C work; the complex scan goes position by position.
+State dicts are those of mamba-ssm, and a seed draws the same initial weights. Results are the same to rounding, and
+ours the same from run to run in the backward too. `Mamba` saves its input and chunk states for the backward, not what
+the scan reads. A complex A and constant B or C work; the complex scan goes position by position.
 
 Not offered, and said so by an error: Mamba-2 and -3, attention and MLP in `MixerModel`, generation of text, downloads
 (`from_pretrained` takes a folder). The compiled modules `selective_scan_cuda` and `causal_conv1d_cuda` have no
