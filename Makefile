@@ -12,7 +12,7 @@ demo: $(VENV)/.installed-demo
 
 # What makes the mask learn, on simulated genes: an hour on 2 cores; interrupted, the same command goes on.
 study: $(VENV)/.installed-demo
-	$(BIN)/seq2exp study runs/study --preset committed --results bench/results/study
+	$(BIN)/seq2exp study runs/study --preset committed --workers 2 --results bench/results
 
 # A worker for each core, and one thread for each worker.
 test: $(VENV)/.installed-test

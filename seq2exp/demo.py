@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seq2exp.data_tools import GeneWindows, Store, build_store, simulate
+from seq2exp.data_tools import GeneWindows, SimulationParameters, Store, build_store, simulate
 from seq2exp.files import atomic, write_json
 from seq2exp.inference.discover import Locus, Selection, discover, write_discovery
 from seq2exp.inference.evaluate import scores
@@ -100,10 +100,13 @@ def run_demo(
 def simulated_store(out: Path, **simulation: Any) -> Store:
     """Simulate into out/simulated with those settings and build out/store.zarr from it."""
     simulated = simulate(out / "simulated", **simulation)
+    sizes = SimulationParameters(**simulation)
+    half_window = sizes.length // sizes.contact_bin // 2
     return build_store(
         fasta=simulated / "genome.fa",
         track={name: simulated / f"{name}.bw" for name in ("H3K27ac", "DNase")},
         contacts=str(simulated / "contacts.tsv"),
+        contact_reach=max(200, half_window + 4),
         genes=simulated / "genes.csv",
         target="target",
         split="split",

@@ -10,7 +10,8 @@ from seq2exp.training.presets import TRAINING
 
 from .plan import Run
 
-DISCOVERY, NO_MASK, USUAL = "discovery", "no mask", "512 bases"
+DISCOVERY, USUAL, LONGEST = "discovery", "512 bases", "200,000 bases"
+NO_MASK, NO_MASK_DEEP = BARE = ("no mask", "no mask, twice the layers")
 SIZES = ("length", "center", "d_model", "d_state")  # model fields that a baseline has too
 SEEDS = (101, 102, 103, 104, 105)  # none of them was used to choose settings
 
@@ -84,7 +85,6 @@ CONDITIONS: dict[str, Changes] = {
 
 
 SHORT = [name for name, changes in CONDITIONS.items() if "length" not in changes]
-LONGEST = "200,000 bases"
 
 
 def make_run(variant: str, condition: str, seed: int, *, genes: int | None = None, **training: Any) -> Run:
@@ -96,13 +96,13 @@ def make_run(variant: str, condition: str, seed: int, *, genes: int | None = Non
     """
     changes = CONDITIONS[condition]
     simulation: dict[str, Any] = {"genes": genes or 2_600, "length": 512, "center": 32} | changes
-    settings: dict[str, Any] = _merged(TRAINING, {} if variant == NO_MASK else VARIANTS[variant].changes)
+    settings: dict[str, Any] = _merged(TRAINING, {} if variant in BARE else VARIANTS[variant].changes)
     settings = _merged(settings, training)
     windows = {"length": simulation["length"], "center": simulation["center"]}
     model = settings["model"] | windows
-    if variant == NO_MASK:  # the predictor alone
-        sizes = {name: model[name] for name in SIZES}
-        model = {"name": "caduceus_signals", "layers": model["predictor_layers"]} | sizes
+    if variant in BARE:  # the predictor alone, or with as many layers as generator and predictor have together
+        layers = model["predictor_layers"] + (model["generator_layers"] if variant == NO_MASK_DEEP else 0)
+        model = {"name": "caduceus_signals", "layers": layers} | {name: model[name] for name in SIZES}
         settings["kl"] = {"weight": 0.0}
     return Run(variant, condition, seed, simulation, settings | {"model": model})
 
@@ -126,7 +126,7 @@ def quick() -> list[Run]:
 
 def committed() -> list[Run]:
     """The study whose results are in bench/results: at most an hour on two cores."""
-    runs = [make_run(variant, USUAL, seed) for variant in (DISCOVERY, NO_MASK) for seed in SEEDS]
+    runs = [make_run(variant, USUAL, seed) for variant in (DISCOVERY, *BARE) for seed in SEEDS]
     runs.append(make_run(DISCOVERY, "8,192 bases", SEEDS[0], steps=600, evaluate_every=120))
     runs += [make_run(DISCOVERY, length, SEEDS[0]) for length in ("2,048 bases", "1,024 bases")]
     runs += [make_run(name, USUAL, seed) for seed in SEEDS[:3] for name in VARIANTS if name != DISCOVERY]
@@ -139,8 +139,8 @@ def gpu() -> list[Run]:
         "steps": 5_000, "evaluate_every": 250, "precision": "bf16", "data": {"workers": 4},
         "model": {"d_model": 64, "d_state": 16, "recompute": "layer"}, "optimizer": {"lr": 5e-4},
     }  # fmt: skip
-    compared = (DISCOVERY, NO_MASK, "published soft", "published hard")
-    runs = [make_run(name, USUAL, seed) for name in (*VARIANTS, NO_MASK) for seed in SEEDS]
+    compared = (DISCOVERY, NO_MASK_DEEP, "published soft", "published hard")
+    runs = [make_run(name, USUAL, seed) for name in (*VARIANTS, *BARE) for seed in SEEDS]
     others = [name for name in CONDITIONS if name not in (USUAL, LONGEST)]
     runs += [make_run(name, condition, seed) for condition in others for name in compared for seed in SEEDS[:3]]
     return runs + [make_run(name, LONGEST, seed, **large) for name in compared for seed in SEEDS[:3]]

@@ -12,7 +12,7 @@ import pandas as pd
 from seq2exp.files import atomic
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import DISCOVERY, NO_MASK, USUAL
+from .conditions import BARE, DISCOVERY, NO_MASK, USUAL
 from .report import table_of
 from .runner import Study
 
@@ -22,15 +22,15 @@ CURVES = (DISCOVERY, "mask at the input", "signal scale 10", "packed hard", "top
 
 
 def write_pictures(study: Study, folder: Path) -> None:
-    """variants.png, conditions.png, profile.png and curves.png, those of them for which there are runs."""
+    """The pictures that report.py names, those of them for which there are runs."""
     table = table_of(study)
     if table.empty:
         return
-    masked = table[table["variant"] != NO_MASK]
-    _points(masked[masked["condition"] == USUAL], "variant", folder / "variants.png")
-    _points(masked[masked["variant"] == DISCOVERY], "condition", folder / "conditions.png")
-    _profiles(study, folder / "profile.png")
-    _curves(study, folder / "curves.png")
+    masked = table[~table["variant"].isin(BARE)]
+    _points(masked[masked["condition"] == USUAL], "variant", folder / "simulated_variants.png")
+    _points(masked[masked["variant"] == DISCOVERY], "condition", folder / "simulated_conditions.png")
+    _profiles(study, folder / "simulated_profile.png")
+    _curves(study, folder / "simulated_curves.png")
 
 
 def _points(table: pd.DataFrame, column: str, path: Path) -> None:

@@ -12,18 +12,18 @@ import pandas as pd
 from seq2exp.files import atomic
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import DISCOVERY, NO_MASK, USUAL, VARIANTS
+from .conditions import BARE, DISCOVERY, USUAL, VARIANTS
 from .runner import Study
 from .words import conclusions, in_short, targets
 
 MODEL_SCORES = {"soft mask": "mask", "generator part": "generator", "mask x gradient": "gradient"}
 NOTES = "simulated_notes.md"  # written by hand, beside the report
 PICTURES = {
-    "variants.png": "Every point is a run: AUPRC of the mask over bases, as a multiple of the best rival. Right of the "
+    "simulated_variants.png": "Every point is a run: AUPRC of the mask over bases, as a multiple of the best rival. Right of the "
     "red line the mask has learned.",
-    "conditions.png": "The same for the discovery settings on other genes.",
-    "profile.png": "Mean soft mask around the elements of the test genes (grey: the element).",
-    "curves.png": "Training: error on the validation genes and mean of the mask, means over the seeds.",
+    "simulated_conditions.png": "The same for the discovery settings on other genes.",
+    "simulated_profile.png": "Mean soft mask around the elements of the test genes (grey: the element).",
+    "simulated_curves.png": "Training: error on the validation genes and mean of the mask, means over the seeds.",
 }
 
 DEFINITIONS = f"""\
@@ -38,7 +38,8 @@ DEFINITIONS = f"""\
 - **top 10 %**: precision / recall of the tenth of a window's bases with the highest soft mask.
 - **selected**: share of bases outside the centre that the mask lets through: the ones of a binary mask (threshold or
   top fraction); of a soft one, the bases whose mean is over 0.5.
-- **no mask**: the predictor alone, on sequence and signals. **ridge**: on 64 bins of the signals.
+- **no mask**: the predictor alone, on sequence and signals; or with as many layers as generator and
+  predictor have together. **ridge**: on 64 bins of the signals.
 - Figures are mean ± standard deviation over data seeds: each has a genome, a start and an order of its own.
   **s**: seconds of a run, on one thread, with simulating and scoring."""
 
@@ -78,7 +79,7 @@ def write_report(study: Study, folder: Path) -> None:
 
 def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     usual = table[table["condition"] == USUAL]
-    masked = usual[usual["variant"] != NO_MASK]
+    masked = usual[~usual["variant"].isin(BARE)]
     sections = ["# What the mask finds, where the truth is known", _state(study, table), "## In short"]
     sections += [in_short(usual), _markdown(targets(usual))]
     sections += ["## What makes the mask learn: one factor at a time", _factors(usual), _markdown(variants(masked))]
@@ -93,7 +94,9 @@ def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     if (folder / NOTES).exists():
         sections.append((folder / NOTES).read_text().strip())
     sections += [
-        f"![{Path(name).stem}]({name})\n\n{says}" for name, says in PICTURES.items() if (folder / name).exists()
+        f"![{Path(name).stem.removeprefix('simulated_')}]({name})\n\n{says}"
+        for name, says in PICTURES.items()
+        if (folder / name).exists()
     ]
     return [*sections, "## What the words mean", DEFINITIONS]
 
@@ -120,7 +123,7 @@ def by_condition(table: pd.DataFrame, with_variant: bool = False) -> pd.DataFram
     for condition, of_condition in _groups(table, "condition"):
         for variant, group in _groups(of_condition, "variant"):
             name = f"{condition}, {variant}" if with_variant else condition
-            mask = _recovery(group) if variant != NO_MASK else {"seeds": str(len(group))}
+            mask = _recovery(group) if variant not in BARE else {"seeds": str(len(group))}
             rows.append({"": name, **mask, "R2": spread(group["r2"]), "ridge R2": spread(group["ridge_r2"])})
     return pd.DataFrame(rows).fillna("-")
 

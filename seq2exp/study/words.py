@@ -6,7 +6,7 @@ import pandas as pd
 
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import DISCOVERY, NO_MASK
+from .conditions import BARE, DISCOVERY
 
 ELEMENTS, LOST, SELECTED = 0.9, 0.02, 0.15  # the targets beside LEARNED
 SAME = 0.05  # AUPRC over bases: a smaller difference is not spoken of
@@ -37,14 +37,14 @@ def in_short(usual: pd.DataFrame) -> str:
 def targets(usual: pd.DataFrame) -> pd.DataFrame:
     """Each target on each data seed of the discovery settings."""
     rows = usual[usual["variant"] == DISCOVERY].set_index("seed")
-    bare = usual[usual["variant"] == NO_MASK].set_index("seed")["r2"]
+    bare = usual[usual["variant"].isin(BARE)].groupby("seed")["r2"].max()
     measured = {
         f"AUPRC over bases at least {LEARNED} times the best rival": (rows["ratio"], rows["ratio"] >= LEARNED, 2),
         f"AUPRC over elements at least {ELEMENTS}": (rows["mask_elements"], rows["mask_elements"] >= ELEMENTS, 3),
         f"selected (mean mask over 0.5) under {SELECTED:.0%}": (rows["selected"], rows["selected"] < SELECTED, 3),
     }
     lost = (bare - rows["r2"]).dropna()
-    measured[f"R2 at most {LOST} below the same model without a mask (shown: difference)"] = (-lost, lost <= LOST, 3)
+    measured[f"R2 at most {LOST} below the better model without a mask (shown: difference)"] = (-lost, lost <= LOST, 3)
     return pd.DataFrame(
         {
             "target": name,

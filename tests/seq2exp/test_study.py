@@ -18,7 +18,7 @@ import pytest
 
 from seq2exp.errors import UserError
 from seq2exp.study import PRESETS, Study
-from seq2exp.study.conditions import CONDITIONS, DISCOVERY, NO_MASK, USUAL, VARIANTS, make_run
+from seq2exp.study.conditions import BARE, CONDITIONS, DISCOVERY, NO_MASK, USUAL, VARIANTS, make_run
 from seq2exp.study.one import RESULT, perform
 from seq2exp.study.plan import Run, keep_plan
 from seq2exp.study.report import table_of, write_report
@@ -45,7 +45,7 @@ def test_every_run_of_the_presets_can_be_trained():
             config = TrainConfig.model_validate(run.training | {"data": run.training["data"] | {"store": "s"}})
             assert config.model["length"] == run.simulation["length"]
     variants = {run.variant for run in PRESETS["committed"]()}
-    assert variants == {*VARIANTS, NO_MASK}
+    assert variants == {*VARIANTS, *BARE}
     assert {run.condition for run in PRESETS["gpu"]()} == set(CONDITIONS)
     assert {run.variant for run in PRESETS["gpu"]() if run.condition == "200,000 bases"} >= {DISCOVERY, NO_MASK}
 
@@ -105,11 +105,17 @@ def test_report_of_the_study(study, seq2exp, tmp_path):
     code, out, err = seq2exp("study", study.out, "--report", "--results", tmp_path)
     assert code == 1 and "2 of 3 runs done" in out and "failed: runs/discovery_impossible_101" in err
     text = (tmp_path / "simulated.md").read_text()
-    for part in ("2 of 3 runs done, 1 failed", "| discovery | 0 of 1 |", "| no mask | ", "| ridge | ", "curves.png"):
+    for part in (
+        "2 of 3 runs done, 1 failed",
+        "| discovery | 0 of 1 |",
+        "| no mask | ",
+        "| ridge | ",
+        "simulated_curves.png",
+    ):
         assert part in text, part
     assert len(pd.read_csv(tmp_path / "simulated.csv")) == 2
     for name in ("variants", "conditions", "profile", "curves"):
-        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / f"simulated_{name}.png").read_bytes()[:4] == b"\x89PNG"
     (tmp_path / "simulated_notes.md").write_text("## By hand\n\nNoted.\n")
     write_report(study, tmp_path)
     assert "## By hand\n\nNoted.\n" in (tmp_path / "simulated.md").read_text()
