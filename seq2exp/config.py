@@ -89,10 +89,10 @@ class _Presets(type(BackboneFields)):  # type: ignore[misc]
         return cls(**dict(top_fraction=fraction, hard=True) | fields)
 
     def discovery(cls, **fields: Any) -> Any:
-        """Our settings, under which the mask learns which elements are causal."""
+        """Our settings, under which the mask learns which elements are causal (bench/results/simulated.md)."""
         ours: dict[str, Any] = dict(
             mask_placement="every_layer",
-            signal_scale=1.0,
+            signal_scale=3.0,
             beta_min=0.0,
             prior_mean=0.1,
             prior_scale=1.0,

@@ -19,8 +19,8 @@ from .words import conclusions, in_short, targets
 MODEL_SCORES = {"soft mask": "mask", "generator part": "generator", "mask x gradient": "gradient"}
 NOTES = "simulated_notes.md"  # written by hand, beside the report
 PICTURES = {
-    "simulated_variants.png": "Every point is a run: AUPRC of the mask over bases, as a multiple of the best rival. Right of the "
-    "red line the mask has learned.",
+    "simulated_variants.png": "Every point is a run: AUPRC of the mask over bases, as a multiple of the best rival. "
+    "Right of the red line the mask has learned.",
     "simulated_conditions.png": "The same for the discovery settings on other genes.",
     "simulated_profile.png": "Mean soft mask around the elements of the test genes (grey: the element).",
     "simulated_curves.png": "Training: error on the validation genes and mean of the mask, means over the seeds.",

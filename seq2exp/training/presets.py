@@ -25,7 +25,7 @@ TRAINING: dict[str, Any] = {
     "data": {"batch_size": 8, "rc_augmentation": 0.5},
     "optimizer": {"lr": 1.5e-3},
     "schedule": {"warmup_fraction": 0.1, "start_lr": 1e-5, "end_lr": 1.5e-4},
-    "kl": {"weight": 0.01, "start_fraction": 0.45, "ramp_fraction": 0.35},
+    "kl": {"weight": 0.003, "start_fraction": 0.45, "ramp_fraction": 0.35},
     "precision": "fp32",
     "steps": 1_500,
     "evaluate_every": 150,

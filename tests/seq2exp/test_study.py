@@ -18,7 +18,17 @@ import pytest
 
 from seq2exp.errors import UserError
 from seq2exp.study import PRESETS, Study
-from seq2exp.study.conditions import BARE, CONDITIONS, DISCOVERY, NO_MASK, USUAL, VARIANTS, make_run
+from seq2exp.study.conditions import (
+    BARE,
+    CONDITIONS,
+    DISCOVERY,
+    LONGEST,
+    NO_MASK,
+    NO_MASK_DEEP,
+    USUAL,
+    VARIANTS,
+    make_run,
+)
 from seq2exp.study.one import RESULT, perform
 from seq2exp.study.plan import Run, keep_plan
 from seq2exp.study.report import table_of, write_report
@@ -47,7 +57,7 @@ def test_every_run_of_the_presets_can_be_trained():
     variants = {run.variant for run in PRESETS["committed"]()}
     assert variants == {*VARIANTS, *BARE}
     assert {run.condition for run in PRESETS["gpu"]()} == set(CONDITIONS)
-    assert {run.variant for run in PRESETS["gpu"]() if run.condition == "200,000 bases"} >= {DISCOVERY, NO_MASK}
+    assert {run.variant for run in PRESETS["gpu"]() if run.condition == LONGEST} >= {DISCOVERY, NO_MASK_DEEP}
 
 
 def test_a_variant_differs_from_discovery_in_what_it_says_only():
