@@ -12,13 +12,13 @@ import pandas as pd
 from seq2exp.files import atomic
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import BARE, DISCOVERY, NO_MASK, USUAL
+from .conditions import BARE, DISCOVERY, NO_MASK_DEEP, USUAL
 from .report import table_of
 from .runner import Study
 
 POINT, LINE, MUTED = "#2a6f97", "#d1495b", "#6b7075"
 KINDS = {"causal": "#d1495b", "peak_only": "#2a6f97", "motif_only": "#4c956c"}
-CURVES = (DISCOVERY, "mask at the input", "signal scale 10", "packed hard", "top fraction", "published soft", NO_MASK)
+CURVES = (DISCOVERY, "mask at the input", "signal scale 10", "packed hard", "top fraction", "published soft", NO_MASK_DEEP)
 
 
 def write_pictures(study: Study, folder: Path) -> None:
