@@ -18,7 +18,15 @@ from .runner import Study
 
 POINT, LINE, MUTED = "#2a6f97", "#d1495b", "#6b7075"
 KINDS = {"causal": "#d1495b", "peak_only": "#2a6f97", "motif_only": "#4c956c"}
-CURVES = (DISCOVERY, "mask at the input", "signal scale 10", "packed hard", "top fraction", "published soft", NO_MASK_DEEP)
+CURVES = (
+    DISCOVERY,
+    "mask at the input",
+    "signal scale 10",
+    "packed hard",
+    "top fraction",
+    "published soft",
+    NO_MASK_DEEP,
+)
 
 
 def write_pictures(study: Study, folder: Path) -> None:
@@ -89,7 +97,7 @@ def _curves(study: Study, path: Path) -> None:
             if len(mean):
                 axes.plot(mean.index, mean, label=variant, linewidth=1.5)
         axes.set(xlabel="training step", ylabel=label)
-        if column == "valid_mse":
+        if column == "valid_mse" and axes.lines:
             axes.set_yscale("log")
             axes.legend(frameon=False, fontsize=8)
     _save(figure, path)

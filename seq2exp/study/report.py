@@ -168,7 +168,12 @@ def _recovery(group: pd.DataFrame) -> dict[str, str]:
 
 def _factors(usual: pd.DataFrame) -> str:
     """What each name in the table stands for."""
-    lines = ["Every line is the discovery settings with one thing changed, those called published with all."]
+    steps = ", ".join(f"{steps:,}" for steps in sorted(set(usual["steps"])))
+    says = (
+        "Every line is the discovery settings with one thing changed, those called published with all; sizes, "
+        f"optimiser, rate and steps ({steps}) are the same everywhere, those of `seq2exp/training/presets.py`."
+    )
+    lines = [says]
     lines += [f"- **{name}**: {variant.asks}" for name, variant in VARIANTS.items() if name in set(usual["variant"])]
     return "\n".join([lines[0], "", *lines[1:]])
 
