@@ -148,11 +148,13 @@ class AbcMasked(MaskedPredictor):
 class RetrainedConfig(MaskedConfig):
     """source: a run folder or a saved Seq2Exp, whose mask is taken. fraction: share of the window that is selected.
 
+    centre_counts: the regions and the centre are set before the fraction is chosen, so that the centre is part of it.
     frozen: the configuration of that model; with a source it is read there, as are the fields above that are not given.
     """
 
     source: str | None = None
     fraction: Fraction = 0.10
+    centre_counts: bool = False
     frozen: Seq2ExpConfig = Field(default_factory=Seq2ExpConfig)
 
     @model_validator(mode="before")
@@ -170,6 +172,8 @@ class RetrainedConfig(MaskedConfig):
             ours, theirs = getattr(self, name), getattr(self.frozen, name)
             if ours != theirs:
                 raise ValueError(f"{name} is {ours}, the frozen model has {theirs}")
+        if self.centre_counts and math.floor(self.fraction * self.length) < self.center:
+            raise ValueError(f"fraction is {self.fraction:g}, less than the centre, which counts in it")
         return self
 
 
@@ -179,8 +183,8 @@ class Retrained(MaskedPredictor):
 
     Where the published code differs: its predictor reads every base, those not selected as zeros (here
     `packed=False`; packed, it is faster and does not know the distances between what was selected); it counts the
-    centre among the fraction, here the centre comes on top, as with `Seq2ExpConfig.top_fraction`; and the bases of the
-    include list are not forced to 1 in it.
+    centre among the fraction (here `centre_counts=True`; else the centre comes on top, as with
+    `Seq2ExpConfig.top_fraction`); and the bases of the include list are not forced to 1 in it.
 
     The frozen model is part of this one: it is saved and loaded with it, and gets no gradient.
     """
@@ -190,8 +194,9 @@ class Retrained(MaskedPredictor):
 
     def __init__(self, config: RetrainedConfig) -> None:
         super().__init__(config.replace(source=None) if config.source else config)
-        binary = dict(hard=True, packed=False, top_fraction=config.fraction, keep_threshold=0.0, capacity=None)
-        self.frozen = Seq2Exp(config.frozen.replace(**binary)).requires_grad_(False).eval()
+        top = {"hard": False} if config.centre_counts else {"hard": True, "top_fraction": config.fraction}
+        dense = {"top_fraction": None, "smooth": 1, "packed": False, "keep_threshold": 0.0, "capacity": None}
+        self.frozen = Seq2Exp(config.frozen.replace(**dense | top)).requires_grad_(False).eval()
         if config.source:
             self.frozen.load_state_dict(source_model(config.source).state_dict())
 
@@ -204,7 +209,9 @@ class Retrained(MaskedPredictor):
         self, sequence: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, peaks: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         found = self.frozen.mask(sequence, signals, exclude, include)
-        return found.soft_mask, found.mask
+        if not self.config.centre_counts:
+            return found.soft_mask, found.mask
+        return found.soft_mask, top_mask(found.mask, math.floor(self.config.fraction * self.config.length)).float()
 
 
 def source_model(path: str) -> Seq2Exp:

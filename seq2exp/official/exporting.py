@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2exp.backbone import Caduceus
-from seq2exp.baselines import GeneExpBiMamba, GeneExpMamba
+from seq2exp.baselines import GeneExpBiMamba, GeneExpMamba, Retrained
 from seq2exp.config import BackboneFields, CaduceusConfig, Seq2ExpConfig
 from seq2exp.errors import UserError
 from seq2exp.model import Seq2Exp
@@ -20,7 +20,7 @@ from seq2exp.official.reading import Checkpoint
 
 KINDS: dict[type[nn.Module], str] = {
     Seq2Exp: "GeneBiMambaMIRNP", GeneExpBiMamba: "GeneExpBiMamba", GeneExpMamba: "GeneExpMamba",
-    Caduceus: "CaduceusForMaskedLM",
+    Caduceus: "CaduceusForMaskedLM", Retrained: "GeneBiMambaMIRNP",
 }  # fmt: skip
 # Fields that only say how it is computed, or how it is trained: no published setting.
 _OURS_ALONE = {"recompute", "residual_dtype", "task_gradient", "capacity", "select_bias"}
@@ -65,9 +65,10 @@ def _in_layout(weights: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[
 
 def _check_that_it_comes_back(model: nn.Module, exported: Checkpoint) -> None:
     """Whatever of our configuration the published settings cannot say is lost on the way: it is named."""
-    back = load(exported).model
+    back: Any = load(exported).model
+    known = back.config.model_dump()
     for name, ours in model.config.model_dump().items():  # type: ignore[operator,union-attr]
-        theirs = getattr(back.config, name)
+        theirs = known.get(name)
         if name not in _OURS_ALONE and not _same(ours, theirs):
             raise UserError(
                 f"export: {name}={ours!r} is not a setting of the published {exported.settings['_class']}, "
@@ -85,6 +86,8 @@ def _same(ours: Any, theirs: Any) -> bool:
 def _settings(model: nn.Module) -> dict[str, Any]:
     """Of a model that has not come from a published checkpoint."""
     config: Any = model.config
+    if isinstance(model, Retrained):
+        raise UserError("export: a Retrained can only go back to the published layout that has come from there")
     settings = {
         "d_model": config.d_model,
         "ssm_cfg": {"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand, "dt_rank": "auto",

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from seq2exp.backbone import Caduceus
-from seq2exp.baselines import GeneExpBiMamba, GeneExpBiMambaConfig, GeneExpMamba, GeneExpMambaConfig
+from seq2exp.baselines import (
+    GeneExpBiMamba,
+    GeneExpBiMambaConfig,
+    GeneExpMamba,
+    GeneExpMambaConfig,
+    Retrained,
+    RetrainedConfig,
+)
 from seq2exp.config import Seq2ExpConfig, first_problem
 from seq2exp.errors import UserError
 from seq2exp.model import Seq2Exp
@@ -21,6 +28,7 @@ from seq2exp.official.names import published_keys, unwrapped
 from seq2exp.official.reading import Checkpoint, parameters, read_checkpoint
 
 BACKBONE = "caduceus.backbone."
+MASK_MODEL = "mask_model."
 CONSTANTS = ("prior_weights", "signal_betas")  # tensors of the state dict that are settings of ours
 # Which setting gives a parameter its shape, by the end of our name.
 _SHAPED_BY = {
@@ -63,8 +71,8 @@ def load_official(
 
     Returns
     -------
-    `Seq2Exp`, `GeneExpBiMamba` or `GeneExpMamba` (same forward), or `Caduceus` (tokens -> hidden, logits). It computes
-    what the published model computes in evaluation, where its test_ options decide.
+    `Seq2Exp`, `Retrained`, `GeneExpBiMamba` or `GeneExpMamba` (same forward), or `Caduceus` (tokens -> hidden, logits).
+    It computes what the published model computes in evaluation, where its test_ options decide.
 
     Raises
     ------
@@ -122,7 +130,9 @@ def _checked(kind: type[_Config], fields: Mapping[str, Any]) -> _Config:
         raise UserError(f"load_official: the config does not fit: {first_problem(error)}") from None
 
 
-def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2Exp:
+def _seq2exp(weights: _StateDict, settings: Mapping[str, Any]) -> Seq2Exp:
+    if settings.get("use_mask_model") or any(key.startswith(MASK_MODEL) for key in weights):
+        return _retrained(weights, settings)
     shared = bool(settings.get("enc_prd_ps", False))
     fields = published.shared_fields(weights, settings) | published.mask_fields(weights, settings)
     fields |= published.selection_fields(weights, settings) | {
@@ -142,12 +152,40 @@ def _seq2exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Seq2
     return Seq2Exp(_checked(Seq2ExpConfig, fields))
 
 
+def _retrained(weights: _StateDict, settings: Mapping[str, Any]) -> Retrained:
+    """GeneBiMambaMIRNP with use_mask_model: a frozen generator whose largest means are the mask."""
+    published.check_retrained(settings)
+    frozen = _StateDict(
+        {key.removeprefix(MASK_MODEL): value for key, value in weights.items() if key.startswith(MASK_MODEL)}
+    )
+    shared = published.shared_fields(weights, settings)
+    depth = published.layers(weights, f"{MASK_MODEL}generator.backbone.", settings, "gen_n_layer")
+    fields = shared | published.mask_fields(frozen, settings) | {
+        "generator_layers": depth, "predictor_layers": depth, "share_backbone": True,  # nothing but the generator
+        "generator_input": "sequence+signals" if settings.get("gen_signal") else "sequence", "task_gradient": False,
+    }  # fmt: skip
+    model = Retrained(
+        _checked(
+            RetrainedConfig,
+            shared | {
+                "tracks": fields["tracks"],
+                "predictor_layers": published.layers(weights, "encoder.backbone.", settings, "enc_n_layer"),
+                "packed": False, "centre_counts": True, "fraction": settings.get("top_mask_percent", 0.1),
+                "frozen": _checked(Seq2ExpConfig, fields),
+            },
+        )
+    )  # fmt: skip
+    for parameter in model.frozen.head.parameters():  # which the published one does not have
+        nn.init.zeros_(parameter)
+    return model
+
+
 def _whole_centre(fields: dict[str, Any]) -> dict[str, Any]:
     """Without a mask a published centre of 0 is the whole window."""
     return fields | {"center": fields["center"] or fields["length"]}
 
 
-def _gene_exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GeneExpBiMamba:
+def _gene_exp(weights: _StateDict, settings: Mapping[str, Any]) -> GeneExpBiMamba:
     inputs = weights["input_layer.weight"].shape[1]
     fields = _whole_centre(published.shared_fields(weights, settings)) | {
         "layers": published.layers(weights, BACKBONE, settings, "n_layer"),
@@ -157,7 +195,7 @@ def _gene_exp(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gen
     return GeneExpBiMamba(_checked(GeneExpBiMambaConfig, fields))
 
 
-def _gene_exp_mamba(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> GeneExpMamba:
+def _gene_exp_mamba(weights: _StateDict, settings: Mapping[str, Any]) -> GeneExpMamba:
     vocabulary = weights["model.embedding.weight"].shape[0]
     if vocabulary not in (12, 16):
         raise UserError(
@@ -171,7 +209,7 @@ def _gene_exp_mamba(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) 
     return GeneExpMamba(_checked(GeneExpMambaConfig, fields))
 
 
-def _caduceus(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Caduceus:
+def _caduceus(weights: _StateDict, settings: Mapping[str, Any]) -> Caduceus:
     vocabulary, d_model = weights[f"{equivariant.EMBEDDING}weight"].shape
     published.check_vocabulary(vocabulary, settings)
     strands: dict[str, Any] = {}
@@ -189,7 +227,7 @@ def _caduceus(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Cad
         raise UserError(f"load_official: {error}") from None
 
 
-_BUILDERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[_StateDict, Mapping[str, Any]], nn.Module]] = {
     "GeneBiMambaMIRNP": _seq2exp,
     "GeneExpBiMamba": _gene_exp,
     "GeneExpMamba": _gene_exp_mamba,

@@ -26,13 +26,15 @@ _WRAPPED = {
     ".mixer.submodule.": ".mixer.", ".norm.submodule.": ".norm.", ".norm_f.submodule.": ".norm_f.",
     ".word_embeddings.embedding.": ".word_embeddings.", "lm_head.lm_head.": "lm_head.",
 }  # fmt: skip
-_FROZEN = "mask_model."  # the frozen model of a retrained one, in both
+_FROZEN = {"mask_model.": "frozen."}  # the frozen model of a retrained one
+_NOT_THERE = ("predictor.", "head.", "position_embedding")  # of which the published one has the mask alone
 
 
 def official_name(key: str) -> str:
     """Our name of a published parameter."""
-    if key.startswith(_FROZEN):
-        return _FROZEN + official_name(key.removeprefix(_FROZEN))
+    for theirs, ours in _FROZEN.items():
+        if key.startswith(theirs):
+            return ours + official_name(key.removeprefix(theirs))
     key = unwrapped(key)
     if key == "pos_emb":
         return "position_embedding"
@@ -82,9 +84,12 @@ def published_keys(model: nn.Module, kind: str) -> dict[str, str]:
 
 
 def _keys_of(name: str, kind: str) -> Iterator[str]:
-    if name.startswith(_FROZEN):
-        yield from (_FROZEN + key for key in _keys_of(name.removeprefix(_FROZEN), kind))
-        return
+    for theirs, ours in _FROZEN.items():
+        if name.startswith(ours):
+            inner = name.removeprefix(ours)
+            if not inner.startswith(_NOT_THERE):
+                yield from (theirs + key for key in _keys_of(inner, kind))
+            return
     if name == "position_embedding":
         yield "pos_emb"
         return

@@ -213,6 +213,23 @@ def selection_fields(weights: Mapping[str, Tensor], settings: Mapping[str, Any])
     return fields | {"hard": hard, "packed": packed}
 
 
+def check_retrained(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for options that a model with a frozen mask model has differently, or whose largest mask values
+    would be equal ones, of which the published code takes any."""
+    for name, fine in {
+        "test_soft": True,
+        "test_top": False,
+        "test_hard": False,
+        "pos_enc": False,
+        "enc_prd_ps": False,
+    }.items():
+        if settings.get(name, fine) != fine:
+            raise UserError(
+                f"load_official: {name}={settings[name]!r} with use_mask_model of the published model is not supported "
+                f"(supported: {fine!r})"
+            )
+
+
 def _priors(weights: Mapping[str, Tensor], settings: Mapping[str, Any], key: str, name: str) -> list[float]:
     """Per-track numbers from the state dict (the weights are kept there as logarithms), else from the settings."""
     if key in weights:
