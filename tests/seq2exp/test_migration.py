@@ -11,6 +11,7 @@ import pytest
 import torch
 from published_modules import Backbone
 
+from seq2exp import Caduceus
 from seq2exp.compat import uninstall
 from seq2exp.compat.official import CaduceusConfig, GeneBiMambaMIRNP
 
@@ -35,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     run = {"model": {"_name_": "BiMambaMIRNP", "config": SETTINGS}, "dataset": {"seq_range": LENGTH}}
     checkpoint = {"state_dict": {f"model.{k}": v for k, v in weights.items()}, "hyper_parameters": run}
     torch.save(checkpoint, tmp_path / "soft.ckpt")
+    Caduceus(16, SETTINGS["d_model"], 1, d_state=4).save_pretrained(tmp_path / "caduceus")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -42,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 def test_python(folder):
     """In turn, in one namespace; the last installs modules."""
     *here, installing = blocks("python")
-    assert len(here) == 3 and "install()" in installing
+    assert len(here) == 4 and "install()" in installing
     names = {
         "seqs": torch.eye(5, 4)[torch.randint(0, 5, (2, LENGTH))], "signals": torch.rand(2, LENGTH, 3),
         "mask_regions": torch.zeros(2, LENGTH, 2, dtype=torch.bool), "rna_feat": torch.rand(2, 2),
