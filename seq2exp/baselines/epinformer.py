@@ -23,7 +23,7 @@ from seq2exp.strands import one_hot
 
 CHANNELS = (256, 128, 64, 64, 128)  # of the stem and behind each halving of the length
 DILATIONS = (2, 4, 6)
-SHORTEST = 16 * (2 * sum(DILATIONS) + 1)  # bases that leave one position behind the convolutions
+SHORTEST = 16 * (2 * sum(DILATIONS) + 2)  # bases that leave two positions, which a batch norm needs of one element
 FEATURES = 3  # distance, contact, activity
 PER_CHANNEL = 32  # channels that an element's vector is made of
 

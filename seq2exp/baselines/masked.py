@@ -31,7 +31,8 @@ class MaskedConfig(BackboneFields):
     predictor_layers: Size = 4
     packed: bool = True
 
-    # What `Seq2Exp.predict` reads of a configuration besides.
+    # What others read of the configuration of a model with a mask.
+    hard: ClassVar = True
     mask_placement: ClassVar = "input"
     rc_equivariant: ClassVar = False
     keep_threshold: ClassVar = 0.0

@@ -169,7 +169,7 @@ def recovery_of_splits(
     Raises:
         UserError: a model without a mask, or no truth for a split.
     """
-    if not hasattr(model.config, "prior_mean"):
+    if not model.has_mask:
         raise UserError(
             f"{truth}: this model has no mask (it is a baseline) that could be compared with known elements"
         )
@@ -225,9 +225,10 @@ def _model_scores(model: Any, batch: dict[str, Any], out: Any) -> dict[str, Curv
     inputs = (batch["sequence"].to(device), batch["signals"].to(device), features)
     scores = {
         "soft mask": out.soft_mask.float(),
-        "generator part": generator_part(model.config, inputs[1], out.alpha, out.beta),
         "mask x gradient": mask_gradient(model, inputs, out.mask),
     }
+    if out.alpha is not None:  # absent where the mask is given, not learned
+        scores["generator part"] = generator_part(model.config, inputs[1], out.alpha, out.beta)
     return {name: values.cpu().numpy() for name, values in scores.items()}
 
 

@@ -16,7 +16,7 @@ from seq2exp.inference.windows import predict_genes
 from seq2exp.training import TrainConfig, Trainer
 
 L = 1_000
-SMALL = dict(length=L, center=40, element=400, elements=3, d_model=32, layers=2, heads=2, gene_features=2)
+SMALL = dict(length=L, center=40, element=416, elements=3, d_model=32, layers=2, heads=2, gene_features=2)
 
 
 def window(n=2, seed=0):
@@ -37,8 +37,8 @@ def test_candidates_are_the_nearest_peaks_outside_the_centre():
     exclude[1, 290:310] = True
     found = peaks((0, 20), (250, 350), (470, 500), (600, 640), (700, 720), (990, 1000))
     starts, there = model.places(found, exclude)
-    # middles: 9, 299, 484 (centre: 480..519), 619, 709, 994; starts are 200 before, inside the window
-    assert starts.tolist() == [[300, 419, 99, 509], [300, 419, 509, 0]]
+    # middles: 9, 299, 484 (centre: 480..519), 619, 709, 994; starts are 208 before, inside the window
+    assert starts.tolist() == [[292, 411, 91, 501], [292, 411, 501, 0]]
     assert there.all()
     starts, there = model.places(peaks((0, 20)), None)
     assert there.tolist() == [[True, True, False, False]] * 2
@@ -46,7 +46,7 @@ def test_candidates_are_the_nearest_peaks_outside_the_centre():
 
 def test_epinformer_reads_promoter_and_candidates_only():
     torch.manual_seed(0)
-    model = EPInformer(EPInformerConfig(**SMALL | {"element": 416})).eval()
+    model = EPInformer(EPInformerConfig(**SMALL)).eval()
     (sequence, signals), features, found = window(), torch.randn(2, 2), peaks((850, 860))
     out = model(sequence, signals, features, peaks=found)
     assert out.expression.shape == (2,) and out.mask is None
@@ -67,10 +67,10 @@ def test_epinformer_features_are_those_of_the_candidates():
     model = EPInformer(EPInformerConfig(**SMALL, signal_names=("contacts", "DNase", "H3K27ac")))
     _, signals = window()
     starts, _ = model.places(peaks((600, 640)), None)
-    bases = (starts[..., None] + torch.arange(400)).flatten(1)
+    bases = (starts[..., None] + torch.arange(416)).flatten(1)
     got = model.features(signals, starts, bases)
     assert (got[:, 0] == 0).all()
-    contact, dnase, h3k27ac = signals[1, 419:819].mean(0)
+    contact, dnase, h3k27ac = signals[1, 411:827].mean(0)
     expected = torch.stack([torch.tensor(0.119), contact, (dnase * h3k27ac).sqrt()])
     torch.testing.assert_close(got[1, 1], expected)
 
@@ -88,7 +88,7 @@ def test_defaults_of_epinformer_are_those_of_the_paper():
     c = EPInformerConfig()
     assert (c.elements, c.element, c.d_model, c.layers, c.heads) == (60, 2_000, 64, 3, 4)
     assert EPInformer(c).encoder.pool[0].weight.shape == (2, 101)
-    with pytest.raises(ValueError, match="element is 300: it must be 400 to length"):
+    with pytest.raises(ValueError, match="element is 300: it must be 416 to length"):
         EPInformerConfig(element=300)
 
 
@@ -132,7 +132,7 @@ def test_ridge_is_the_closed_form(tiny_store):
 
 # What is missing: the model section, the change to the run's store, and the sentence.
 MISSING = {
-    "epinformer": ({"length": 512, "element": 400}, "holds no peaks; build it with --peaks"),
+    "epinformer": ({"length": 512, "element": 416}, "holds no peaks; build it with --peaks"),
     "peaks": ({}, "holds no peaks; build it with --peaks"),
     "abc": (
         {},

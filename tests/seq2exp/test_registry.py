@@ -21,7 +21,7 @@ SMALL = {
     "mamba": {"d_model": 8, "layers": 1, "d_state": 2},
     "hyenadna": {"d_model": 8, "layers": 1, "d_inner": 8, "filter_width": 8},
     "enformer": {"dim": 24, "depth": 1, "heads": 2, "d_model": 8},
-    "epinformer": {"element": 400, "elements": 4, "d_model": 32, "layers": 1, "heads": 2},
+    "epinformer": {"element": 416, "elements": 4, "d_model": 32, "layers": 1, "heads": 2},
     "peaks": {"d_model": 8, "predictor_layers": 1, "d_state": 2},
     "abc": {"d_model": 8, "predictor_layers": 1, "d_state": 2, "width": 12},
     "retrain": {"fraction": 0.2},
