@@ -52,7 +52,7 @@ MODELS: dict[str, Entry] = {
     "seq2exp": Entry(Seq2ExpConfig, Seq2Exp),
     "caduceus": Entry(GeneExpBiMambaConfig, GeneExpBiMamba, {"interact": "no_signal"}, BATCH_16),
     "caduceus_signals": Entry(GeneExpBiMambaConfig, GeneExpBiMamba, {"interact": "signal"}, BATCH_16),
-    "mamba": Entry(GeneExpMambaConfig, GeneExpMamba, {}, BATCH_16),
+    "mamba": Entry(GeneExpMambaConfig, GeneExpMamba, training=BATCH_16),
     "hyenadna": Entry(HyenaDNAConfig, HyenaDNA),
     "enformer": Entry(EnformerConfig, Enformer, training=ENFORMER),
     "epinformer": Entry(EPInformerConfig, EPInformer, training=EPINFORMER),

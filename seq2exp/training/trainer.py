@@ -208,9 +208,7 @@ class Trainer:
     def _backward(self, batch: dict[str, Any], part: slice) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch, which is this part of the step's batch; what is logged of it."""
         config, step = self.config, self.state.step
-        torch.manual_seed(
-            derive_seed(config.seed, f"dropout {part.start}", step)
-        )  # so that a resumed run draws the same
+        torch.manual_seed(derive_seed(config.seed, f"dropout {part.start}", step))  # a resumed run draws the same
         if config.data.rc_augmentation:
             batch = augment(batch, config.data.rc_augmentation, config.seed, step, config.data.batch_size, part)
         out, target, loss = self._loss(self.forward, batch)

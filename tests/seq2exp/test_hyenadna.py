@@ -11,6 +11,11 @@ from seq2exp.baselines.hyenadna import HyenaFilter, HyenaOperator, long_convolut
 SMALL = HyenaDNAConfig(length=37, center=5, gene_features=2, d_model=6, layers=2, d_inner=8, filter_width=7)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def convolved(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """The definition, base by base."""
     y = torch.zeros_like(x)

@@ -98,6 +98,8 @@ ALL = np.ones(12, dtype=bool)
 
 
 def test_regions_are_merged_and_filtered():
+    peaks = np.isin(np.arange(12), (2, 3)).astype(np.float32)  # fewer than the fraction: zeros are not selected
+    assert Selection(top_fraction=0.5, merge_gap=0, min_length=1).regions(peaks, np.ones(12, bool)) == [(2, 4)]
     assert Selection(0.5, merge_gap=0, min_length=1).regions(MASK, ALL) == [(1, 3), (4, 5), (8, 11)]
     assert Selection(0.5, merge_gap=0, min_length=2).regions(MASK, ALL) == [(1, 3), (8, 11)]
     assert Selection(0.5, merge_gap=2, min_length=1).regions(MASK, ALL) == [(1, 5), (8, 11)]

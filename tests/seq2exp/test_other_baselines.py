@@ -19,6 +19,11 @@ L = 1_000
 SMALL = dict(length=L, center=40, element=416, elements=3, d_model=32, layers=2, heads=2, gene_features=2)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def window(n=2, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randint(0, 4, (n, L), dtype=torch.uint8, generator=g), torch.rand(n, L, 3, generator=g)
