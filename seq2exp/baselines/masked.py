@@ -238,7 +238,7 @@ def abc_score(signals: Tensor, names: tuple[str, ...], width: int) -> Tensor:
     log10(1 + contact); activity: the geometric mean of the tracks' means over `width` bases around it."""
     columns = {name: signals[..., i].float() for i, name in enumerate(names)}
     first, second = (smoothed(columns[name], width) for name in ACTIVITY)
-    return torch.sqrt(first * second) * (10 ** columns[CONTACTS] - 1)
+    return torch.sqrt(first * second) * torch.expm1(math.log(10) * columns[CONTACTS])
 
 
 def smoothed(track: Tensor, width: int) -> Tensor:
