@@ -28,9 +28,10 @@ def study(
     Interrupted, the same command goes on; a run that is done is not repeated, and one that failed is tried again. The
     report (simulated.md, simulated.csv, pictures) is written anew after every run.
     """
+    from seq2exp.runlist import progress_bar
     from seq2exp.study.pictures import write_pictures
     from seq2exp.study.report import write_report
-    from seq2exp.study.runner import Study, progress_bar
+    from seq2exp.study.runner import Study
 
     results = results or out
     if report:

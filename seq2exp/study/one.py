@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,16 +14,14 @@ import numpy as np
 
 from seq2exp.data_tools import GeneWindows, open_store
 from seq2exp.demo import simulated_store
-from seq2exp.errors import UserError
-from seq2exp.files import write_json
 from seq2exp.inference.recovery import Found, recover
 from seq2exp.inference.ridge import binned_signals, fit_ridge
 from seq2exp.inference.windows import load_model
+from seq2exp.runlist.child import main
 from seq2exp.training import TrainConfig, train
 
-from .plan import Run, read_plan
+from .plan import Run
 
-RESULT, FAILED = "result.json", "failed.txt"
 SCORED_BASES = 16_384  # at a time
 BUILT_FROM = ("genome.fa", "genome.fa.fai", "H3K27ac.bw", "DNase.bw", "contacts.tsv")
 
@@ -96,24 +93,5 @@ def _recovery(found: Found) -> dict[str, Any]:
     return kept
 
 
-def _end_with(parent: int) -> None:
-    """A run does not outlive the study that started it, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def main(out: str, name: str, device: str) -> int:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    run = next(run for run in read_plan(Path(out)) if run.folder == name)
-    try:
-        result = perform(run, Path(out), device)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    write_json(Path(out) / name / RESULT, result)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(Run, perform, *sys.argv[1:]))

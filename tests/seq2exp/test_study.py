@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 
 from seq2exp.errors import UserError
+from seq2exp.runlist import keep_plan, progress_bar
+from seq2exp.runlist.child import RESULT
 from seq2exp.study import PRESETS, Study
 from seq2exp.study.conditions import (
     BARE,
@@ -29,10 +31,9 @@ from seq2exp.study.conditions import (
     VARIANTS,
     make_run,
 )
-from seq2exp.study.one import RESULT, perform
-from seq2exp.study.plan import Run, keep_plan
+from seq2exp.study.one import perform
+from seq2exp.study.plan import Run
 from seq2exp.study.report import table_of, write_report
-from seq2exp.study.runner import progress_bar
 from seq2exp.study.words import conclusions, targets
 from seq2exp.training import TrainConfig
 
@@ -174,7 +175,7 @@ def test_mistakes(seq2exp, tmp_path, study):
     code, _, err = seq2exp("study", tmp_path / "new", "--preset", "huge")
     assert code == 2 and "preset 'huge' is unknown: one of quick, committed, gpu" in err
     code, _, err = seq2exp("study", tmp_path / "new", "--report")
-    assert code == 2 and "no study has begun" in err and not (tmp_path / "new").exists()
+    assert code == 2 and "no runs have begun" in err and not (tmp_path / "new").exists()
     code, _, err = seq2exp("study", study.out, "--preset", "quick")
     assert code == 2 and "the run list was changed" in err
     out = tmp_path / "blind"
