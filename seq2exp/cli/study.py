@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ def study(
     Interrupted, the same command goes on; a run that is done is not repeated, and one that failed is tried again. The
     report (simulated.md, simulated.csv, pictures) is written anew after every run.
     """
+    from seq2exp.inference.windows import resolve_device
     from seq2exp.runlist import progress_bar
     from seq2exp.study.pictures import write_pictures
     from seq2exp.study.report import write_report
@@ -37,9 +39,10 @@ def study(
     if report:
         current = Study.found(out)
     else:
+        on_gpu = resolve_device(device).type == "cuda"
         current = _begin(out, preset)
-        workers = workers or _workers(device)
-        echo(_plan(current, workers))
+        workers = workers or (4 if on_gpu else os.cpu_count() or 1)
+        echo(_plan(current, workers, on_gpu))
         with progress_bar() as progress:
             current.carry_out(workers, device, lambda: write_report(current, results), progress)
     write_pictures(current, results)
@@ -61,16 +64,10 @@ def _begin(out: Path, preset: str) -> Study:
     return Study.begin(out, PRESETS[preset]())
 
 
-def _workers(device: str) -> int:
-    import os
-
-    from seq2exp.inference.windows import resolve_device
-
-    return 4 if resolve_device(device).type == "cuda" else os.cpu_count() or 1
-
-
-def _plan(study: Study, workers: int) -> str:
+def _plan(study: Study, workers: int, on_gpu: bool) -> str:
     """What is to be done and how long it takes, a line for each kind of run."""
+    if on_gpu and not study.results:
+        return f"{len(study.runs)} runs to do, {workers} at a time; how long is known when the first are done"
     kinds: dict[tuple[str, str], list[float]] = {}
     for run in study.to_do:
         kinds.setdefault((run.variant, run.condition), []).append(study.seconds(run))
