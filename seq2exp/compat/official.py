@@ -116,6 +116,10 @@ class _Masked(_Published):
         """exclude and include, of mask_regions (batch, L, 2): include list, exclude list."""
         if mask_regions is None:
             return {}
+        if mask_regions.dim() != 3 or mask_regions.shape[2] != 2:
+            raise ValueError(
+                f"mask_regions must be (batch, L, 2), include list and exclude list, got {tuple(mask_regions.shape)}"
+            )
         include, exclude = mask_regions.bool().unbind(-1)
         return {"exclude": exclude} | ({"include": include} if self.config.use_include_list else {})
 

@@ -429,6 +429,19 @@ def test_a_config_that_is_none():
         GeneBiMambaMIRNP(3)
 
 
+def test_inputs_that_do_not_fit():
+    model, x = built("soft").eval(), batch()
+    for name, value, words in (
+        ("mask_regions", x["mask_regions"][..., 0], r"mask_regions must be \(batch, L, 2\)"),
+        ("signals", x["signals"][..., :2], r"signals must be \(2, 96, 3\), got \(2, 96, 2\)"),
+        ("signals", -x["signals"], "signals"),
+        ("rna_feat", None, r"must be \(2, 2\), got None"),
+        ("seqs", x["seqs"][..., :3], r"one-hot \(batch, 96, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(**x | {name: value})
+
+
 def test_numbers_of_published_yaml_files():
     """Where "1e-5" is read as a string."""
     built("baseline", norm_epsilon="1e-5", ssm_cfg={"dt_init_floor": "1e-4", "d_state": 4})

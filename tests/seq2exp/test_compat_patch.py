@@ -7,7 +7,8 @@ import pickle
 
 import pytest
 import torch
-from published_modules import Backbone, BiMambaWrapper
+from published_modules import Backbone, BiMambaWrapper, CaduceusForMaskedLM
+from safetensors.torch import load_file
 from scan_problems import rms_error
 from torch import nn
 
@@ -53,6 +54,31 @@ def test_same_outputs_and_gradients(kind):
     assert ours[1].keys() == theirs[1].keys()
     for name, gradient in theirs[1].items():
         assert rms_error(ours[1][name], gradient) < 1e-4, name
+
+
+def test_golden_file(golden):
+    """Logits and the gradient of every parameter of the published masked language model."""
+    tensors = load_file(golden / "caduceus_ph.safetensors")
+    published = CaduceusForMaskedLM(16, 32, 2, d_state=16)
+    published.load_state_dict({key.removeprefix("w."): value for key, value in tensors.items() if key.startswith("w.")})
+    assert patch_caduceus(published) == 2
+    logits = published(tensors["in.input_ids"])
+    assert rms_error(logits.detach(), tensors["out.logits"].double()) < 1e-5
+    logits.square().mean().backward()
+    for name, parameter in published.named_parameters():
+        assert rms_error(parameter.grad, tensors[f"g.{name}"].double()) < 1e-4, name
+
+
+def test_the_modules_of_compat():
+    """Those that `python -m seq2exp.compat` gives published code as mamba-ssm's."""
+    from seq2exp.compat.mamba_ssm import Mamba
+
+    published = model()
+    for layer in published.layers:
+        layer.mixer.mamba_fwd, layer.mixer.mamba_rev = Mamba(16, d_state=4), Mamba(16, d_state=4)
+    before = published(hidden())
+    assert patch_caduceus(published) == 2
+    torch.testing.assert_close(published(hidden()), before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{}, {"rcps": True}, {"tied": False}])

@@ -82,3 +82,19 @@ class Backbone(nn.Module):
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         return self.norm_f(hidden_states)
+
+
+class CaduceusForMaskedLM(nn.Module):
+    """Token ids (batch, L) to logits (batch, L, vocabulary)."""
+
+    def __init__(self, vocabulary: int, d_model: int, layers: int, **mixer: object) -> None:
+        super().__init__()
+        self.caduceus = nn.Module()
+        self.caduceus.backbone = Backbone(d_model, layers, **mixer)
+        self.caduceus.backbone.embeddings = nn.Module()
+        self.caduceus.backbone.embeddings.word_embeddings = nn.Embedding(vocabulary, d_model)
+        self.lm_head = nn.Linear(d_model, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        backbone = self.caduceus.backbone
+        return self.lm_head(backbone(backbone.embeddings.word_embeddings(tokens)))
