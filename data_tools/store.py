@@ -150,6 +150,11 @@ class Store:
                 out[max(low - start, 0) : high - start] = True
         return out
 
+    def intervals(self, role: str) -> pd.DataFrame:
+        """All intervals of a role of ``REGIONS``: chrom, start, end; 0-based, half-open."""
+        parts = [pd.DataFrame(i, columns=["start", "end"]).assign(chrom=c) for c, i in self._regions[role].items()]
+        return pd.concat([pd.DataFrame({"chrom": [], "start": [], "end": []}, dtype=object), *parts], ignore_index=True)
+
     def track_dtype(self, name: str, chrom: str) -> str:
         """float16 or float32: how the track is stored on this chromosome."""
         return str(self._array(f"tracks/{name}/{chrom}").dtype.name)

@@ -12,12 +12,14 @@ import pandas as pd
 
 from seq2exp.data_tools import GeneWindows, SimulationParameters, Store, build_store, simulate
 from seq2exp.files import atomic, write_json
-from seq2exp.inference.discover import Locus, Selection, discover, write_discovery
+from seq2exp.inference.discover import Locus, Selection, discover
 from seq2exp.inference.evaluate import scores
-from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
+from seq2exp.inference.overlap import ElementSet
+from seq2exp.inference.plot import KnownElement, read_elements
 from seq2exp.inference.recovery import rivals
 from seq2exp.inference.ridge import binned_signals, fit_ridge
 from seq2exp.inference.scores import Element, Recovery
+from seq2exp.inference.survey import survey
 from seq2exp.inference.windows import load_model, predict_genes
 from seq2exp.training.presets import DISCOVERY, SIMULATION, demo_training
 from seq2exp.training.trainer import train
@@ -71,10 +73,12 @@ def run_demo(
     known = read_elements(simulated / "elements.bed")
     selection = Selection(**DISCOVERY)
     loci = list(discover(model, windows["test"], selection, batch_size=64))
-    found = write_discovery(out / "discovery", loci, store.chromosomes, gene=_telling(loci, known))
-    picture = out / "discovery" / "locus.png"
-    if found.locus is not None:
-        plot_locus(picture, found.locus, windows["test"].signal_names, model.config.center, selection, known)
+    gene = _telling(loci, known)
+    survey(
+        out / "discovery", loci, windows["test"], selection, center=model.config.center, genes=[gene],
+        known=[element for element in known if element.kind != "causal"], sets=[_causal(known)], report=True,
+        settings={"Model": f"{out / 'run'}, seed {seed}", "Store": store.path, "Calls": selection},
+    )  # fmt: skip
     recovery = recovery_of(loci, known, windows["test"].signal_names)
     report = DemoReport(
         seed=seed,
@@ -86,15 +90,24 @@ def run_demo(
         files={
             "run (config, checkpoints, best model, metrics.csv, TensorBoard)": out / "run",
             "predictions": out / "predictions.csv",
-            "regions": out / "discovery" / "regions.bed",
+            "elements": out / "discovery" / "elements.bed",
             "mask": out / "discovery" / "mask.bw",
-            "picture": picture,
+            "picture": out / "discovery" / f"{gene}.png",
+            "report of a gene": out / "discovery" / "reports" / f"{gene}.html",
+            "overlap with the true elements": out / "discovery" / "overlap.csv",
             "true elements": simulated / "truth.bed",
             "figures": out / "report.json",
         },
     )
     write_json(out / "report.json", asdict(report) | {"files": {k: str(v) for k, v in report.files.items()}})
     return report
+
+
+def _causal(known: Sequence[KnownElement]) -> ElementSet:
+    """The causal elements, each of its gene."""
+    rows = [(e.chrom, e.start, e.end, e.gene_id, True) for e in known if e.kind == "causal"]
+    table = pd.DataFrame(rows, columns=["chrom", "start", "end", "gene_id", "regulated"])
+    return ElementSet("causal", table, by_gene=True)
 
 
 def simulated_store(out: Path, **simulation: Any) -> Store:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,54 @@ from seq2exp.files import atomic
 
 from .windows import Model, run_windows
 
+N = 4  # the code of an unknown base
+
+
+COLUMNS = (
+    "chrom", "start", "end", "name", "score", "strand",
+    "mean_mask", "max_mask", "selected", "gene_id", "tss_distance", "overlaps",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Region:
-    """A discovered element: 0-based half-open genome coordinates, mean mask of its bases."""
+    """A discovered element of one gene: 0-based half-open genome coordinates and the mask of its bases.
+
+    Attributes:
+        name: the gene's name, or its id, and the element's rank among those of the gene by mean mask: TP53_1.
+        mask, highest: mean and maximum of the soft mask.
+        selected: the share of its bases that are over the cut; below 1 where runs were merged.
+        distance: bases from the TSS to its middle; negative upstream of the gene.
+        overlaps: names of the given sets that share a base with it.
+    """
 
     chrom: str
     start: int
     end: int
     gene_id: str
+    name: str
     mask: float
+    highest: float
+    selected: float
+    distance: int
+    overlaps: tuple[str, ...] = ()
 
     def bed(self) -> str:
-        """BED6 and the mean mask; the score is 1000 * mean mask, the strand unknown."""
-        fields = (self.chrom, self.start, self.end, self.gene_id, round(1000 * self.mask), ".", f"{self.mask:.4f}")
+        """A line of elements.bed, as ``COLUMNS``. An element has no strand.
+
+        Column 7 is no whole number, so genome browsers that know twelve columns take the first six.
+        """
+        fields = (
+            self.chrom, self.start, self.end, self.name, round(1000 * self.mask), ".",
+            f"{self.mask:.4f}", f"{self.highest:.4f}", f"{self.selected:.3f}", self.gene_id, self.distance,
+            ",".join(self.overlaps) or ".",
+        )  # fmt: skip
         return "\t".join(map(str, fields))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which bases of a window count as discovered: a threshold on the mask, or its largest ``top_fraction``.
+    """Which bases of a window count as discovered: a threshold on the soft mask, or its largest ``top_fraction``.
 
     Runs closer than ``merge_gap`` bases become one region; regions shorter than ``min_length`` are dropped.
     """
@@ -54,6 +82,24 @@ class Selection:
         if self.merge_gap < 0 or self.min_length < 1:
             raise UserError("merge gap must be at least 0 and minimum length at least 1")
 
+    @classmethod
+    def of_model(cls, config: Any, threshold: float | None, top: float | None, **fields: int) -> Selection:
+        """What was asked for; otherwise what a hard model itself selects, and of a soft one the highest tenth."""
+        if threshold is not None and top is not None:
+            raise UserError("give a threshold or a top fraction, not both")
+        if threshold is None and top is None:
+            top = getattr(config, "top_fraction", None)
+            if top is None and getattr(config, "hard", False):
+                threshold = config.threshold
+        return cls(threshold, cls.top_fraction if top is None else top, **fields)
+
+    def __str__(self) -> str:
+        if self.threshold is not None:
+            chosen = f"soft mask at least {self.threshold:g}"
+        else:
+            chosen = f"the {100 * self.top_fraction:.3g} % of each window's bases with the highest soft mask"
+        return f"{chosen}; runs closer than {self.merge_gap} bases merged; at least {self.min_length} bases wide"
+
     def cut(self, mask: NDArray[np.float32]) -> float:
         """The smallest mask value that is selected, over the given candidate bases."""
         if self.threshold is not None:
@@ -61,17 +107,24 @@ class Selection:
         keep = max(1, int(self.top_fraction * len(mask)))
         return float(np.partition(mask, len(mask) - keep)[len(mask) - keep]) if len(mask) else float("inf")
 
+    def chosen(self, mask: NDArray[np.float32], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The selected bases of a window; all are (L,)."""
+        return candidates & (mask > 0) & (mask >= self.cut(mask[candidates]))
+
     def regions(self, mask: NDArray[np.float32], candidates: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """Selected runs of a window, (start, end) half-open, merged and filtered; mask and candidates are (L,)."""
-        chosen = candidates & (mask > 0) & (mask >= self.cut(mask[candidates]))
-        edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
         merged: list[tuple[int, int]] = []
-        for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        for start, end in runs(self.chosen(mask, candidates)).tolist():
             if merged and start - merged[-1][1] < self.merge_gap and candidates[merged[-1][1] : start].all():
                 merged[-1] = (merged[-1][0], end)
             else:
                 merged.append((start, end))
         return [(start, end) for start, end in merged if end - start >= self.min_length]
+
+
+def runs(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n, 2): the half-open stretches of (L,) where it is true."""
+    return np.flatnonzero(np.diff(inside.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -87,87 +140,112 @@ class Locus:
     target: float
     signals: NDArray[np.float32]
     mask: NDArray[np.float32]  # soft mask: before threshold and regions; 0 where excluded
-    candidates: NDArray[np.bool_]  # inside the chromosome, outside the centre and the excluded bases
-    regions: list[Region]
+    candidates: NDArray[np.bool_]  # known bases (not N) outside the centre and the excluded bases
+    regions: list[Region]  # by position
+    gene_name: str = ""
 
     @property
     def end(self) -> int:
         return self.start + len(self.mask)
 
+    @property
+    def label(self) -> str:
+        """What the gene is called in names and titles."""
+        return self.gene_name or self.gene_id
+
 
 @dataclass(frozen=True)
 class Discovery:
-    """How many genes were looked at, the regions found, and the locus kept for the picture."""
+    """How many genes were looked at, the regions found, the loci kept for pictures, and the largest mask value."""
 
     genes: int
     regions: list[Region]
-    locus: Locus | None
+    loci: list[Locus]
+    highest: float
 
 
 def discover(model: Model, windows: GeneWindows, selection: Selection, **settings: Any) -> Iterator[Locus]:
     """The loci of all windows in genome order.
 
-    The centre of a window always passes the mask, so it is no discovery: no region lies there, in excluded bases or
-    past a chromosome end.
+    The centre of a window always passes the mask, so it is no discovery: no region lies there, nor in excluded bases,
+    in bases N, or past a chromosome end.
     """
     if not model.has_mask:
         raise UserError(f"{type(model).__name__} has no mask, it is a baseline: there is nothing to discover")
-    chromosomes = windows.store.chromosomes
-    names = list(chromosomes)
+    names = list(windows.store.chromosomes)
     genes = windows.genes.reset_index(drop=True)
     order = sorted(range(len(genes)), key=lambda i: (names.index(genes["chrom"][i]), genes["tss"][i]))
     length, center = model.config.length, model.config.center
+    middle = slice((length - center) // 2, (length - center) // 2 + center)
     for batch, out in run_windows(model, windows, order=order, **settings):
         masks = out.soft_mask.float().cpu().numpy()
         predictions = out.expression.float().cpu().numpy()
         for i, gene_id in enumerate(batch["gene_id"]):
-            chrom, start = str(batch["chrom"][i]), int(batch["start"][i])
             gene = windows.genes.loc[int(batch["row"][i])]
             excluded = batch["exclude"][i].numpy()
-            position = np.arange(start, start + length)
-            candidates = ~excluded & (position >= 0) & (position < chromosomes[chrom])
-            candidates[(length - center) // 2 : (length - center) // 2 + center] = False
+            candidates = ~excluded & (batch["sequence"][i].numpy() < N)  # past a chromosome's ends is N too
+            candidates[middle] = False
             mask = np.where(excluded, 0.0, masks[i]).astype(np.float32)
-            regions = [
-                Region(chrom, start + a, start + b, gene_id, float(mask[a:b].mean()))
-                for a, b in selection.regions(mask, candidates)
-            ]
-            yield Locus(
-                gene_id, chrom, start, int(gene["tss"]), str(gene["strand"]), float(predictions[i]),
-                float(gene["target"]), batch["signals"][i].numpy(), mask, candidates, regions,
+            locus = Locus(
+                gene_id, str(batch["chrom"][i]), int(batch["start"][i]), int(gene["tss"]), str(gene["strand"]),
+                float(predictions[i]), float(gene["target"]), batch["signals"][i].numpy(), mask, candidates, [],
+                str(gene.get("gene_name", "")),
             )  # fmt: skip
+            yield replace(locus, regions=called(locus, selection))
+
+
+def called(locus: Locus, selection: Selection) -> list[Region]:
+    """The regions of a locus, by position."""
+    spans = selection.regions(locus.mask, locus.candidates)
+    chosen = selection.chosen(locus.mask, locus.candidates)
+    means = np.array([locus.mask[a:b].mean() for a, b in spans])
+    ranks = np.argsort(np.argsort(-means, kind="stable")) + 1
+    return [
+        Region(
+            locus.chrom, locus.start + a, locus.start + b, locus.gene_id, f"{locus.label}_{rank}", float(mean),
+            float(locus.mask[a:b].max()), float(chosen[a:b].mean()), tss_distance(locus, a, b),
+        )
+        for (a, b), mean, rank in zip(spans, means, ranks, strict=True)
+    ]  # fmt: skip
+
+
+def tss_distance(locus: Locus, start: int, end: int) -> int:
+    """Bases from the TSS to the middle of a span of the window, negative upstream (without a strand: to the left)."""
+    distance = locus.start + (start + end) // 2 - locus.tss
+    return -distance if locus.strand == "-" else distance
 
 
 def write_bed(path: Path, regions: Iterable[Region]) -> None:
-    """Write regions in the given order."""
+    """Write regions in the given order below a line that names the columns."""
     with atomic(path) as partial:
-        partial.write_text("".join(region.bed() + "\n" for region in regions))
+        partial.write_text("".join(f"{line}\n" for line in ("#" + "\t".join(COLUMNS), *(r.bed() for r in regions))))
 
 
 def write_discovery(
-    out: Path, loci: Iterable[Locus], chromosomes: dict[str, int], gene: str | None = None
+    out: Path, loci: Iterable[Locus], chromosomes: dict[str, int], genes: Collection[str] = ()
 ) -> Discovery:
-    """Write regions.bed and mask.bw of loci in genome order.
+    """Write elements.bed and mask.bw of loci in genome order.
 
     Args:
-        gene: id of the gene whose locus is kept for the picture; without it the one with the highest prediction.
-
-    Returns:
-        what was found. ``locus`` is None when no such gene came by.
+        genes: ids of the genes whose loci are kept for pictures; without them the one with the highest prediction.
     """
     regions: list[Region] = []
-    kept: Locus | None = None
-    genes = 0
+    kept: list[Locus] = []
+    count, highest = 0, 0.0
     with MaskBigWig(out / "mask.bw", chromosomes) as bigwig:
         for locus in loci:
-            genes += 1
+            count += 1
+            highest = max(highest, float(locus.mask[locus.candidates].max(initial=0.0)))
             bigwig.add(locus.chrom, locus.start, locus.mask)
             regions.extend(locus.regions)
-            if locus.gene_id == gene or (gene is None and (kept is None or locus.prediction > kept.prediction)):
-                kept = locus
-    regions.sort(key=lambda region: (list(chromosomes).index(region.chrom), region.start, region.end))
-    write_bed(out / "regions.bed", regions)
-    return Discovery(genes, regions, kept)
+            if genes:
+                kept += [locus] if locus.gene_id in genes else []
+            elif not kept or locus.prediction > kept[0].prediction:
+                kept = [locus]
+    names = list(chromosomes)
+    regions.sort(key=lambda region: (names.index(region.chrom), region.start, region.end, region.gene_id))
+    write_bed(out / "elements.bed", regions)
+    return Discovery(count, regions, kept, highest)
 
 
 class MaskBigWig:

@@ -4,31 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from seq2exp.errors import UserError
 from seq2exp.files import atomic
 
-from .discover import Locus, Selection
+from .discover import Locus, Region, Selection
+from .overlap import ElementSet
 
 COLORS = ("#2a6f97", "#4c956c", "#8d6a9f", "#b08968")  # tracks, in turn
 MASK, KNOWN, DECOY, INK, MUTED = "#d1495b", "#2b2d42", "#9aa0a6", "#222222", "#6b7075"
+RANKED = 5  # elements that get their rank in the picture
+STYLE: Any = {
+    "font.size": 9, "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "text.color": INK, "axes.labelcolor": INK,
+    "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+    "font.family": "DejaVu Sans",
+}  # fmt: skip
 POINTS = 2_000  # per curve; longer windows are drawn as maxima of equal bins
 
 
 @dataclass(frozen=True)
 class KnownElement:
-    """An element from a BED file: 0-based half-open, ``kind`` is "" when the file has no such column."""
+    """An element from a BED file: 0-based half-open, ``kind`` is "" when the file has no such column.
+
+    Those that are known not to act are drawn faint.
+    """
 
     chrom: str
     start: int
     end: int
     gene_id: str
     kind: str
+    faint: bool = False
+
+
+def elements_near(elements: ElementSet, locus: Locus) -> list[KnownElement]:
+    """The elements of a set in a window, of those by gene the gene's own; the kind is the set's name."""
+    table = elements.table
+    near = (table["chrom"] == locus.chrom) & (table["end"] > locus.start) & (table["start"] < locus.end)
+    if elements.by_gene:
+        near &= table["gene_id"] == locus.gene_id
+    return [
+        KnownElement(chrom, start, end, gene, elements.name if acts else f"{elements.name}: no effect", not acts)
+        for chrom, start, end, gene, acts in table[near].itertuples(index=False)
+    ]
 
 
 def read_elements(path: Path) -> list[KnownElement]:
@@ -51,7 +76,8 @@ def read_elements(path: Path) -> list[KnownElement]:
         except (IndexError, ValueError):
             raise UserError(f"{path}: line {number} is not BED (chromosome, start, end, tab-separated)") from None
         gene, kind = [*fields[3:5], "", ""][:2]
-        elements.append(KnownElement(fields[0], start, end, gene, "" if _number(kind) else kind))
+        kind = "" if _number(kind) else kind
+        elements.append(KnownElement(fields[0], start, end, gene, kind, faint=kind not in ("", "causal")))
     return elements
 
 
@@ -60,6 +86,15 @@ def plot_locus(
     known: Sequence[KnownElement] = (),
 ) -> None:  # fmt: skip
     """Draw one locus as PNG, atomically."""
+    with atomic(path) as partial:
+        partial.write_bytes(locus_png(locus, signal_names, center, selection, known))
+
+
+def locus_png(
+    locus: Locus, signal_names: Sequence[str], center: int, selection: Selection,
+    known: Sequence[KnownElement] = (), title: bool = True,
+) -> bytes:  # fmt: skip
+    """The picture of a locus as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,12 +105,7 @@ def plot_locus(
     kinds = sorted({k.kind for k in here}, key=lambda kind: (kind != "causal", kind))
     rows = 1 + len(kinds)  # discovered, then one line per kind of known element
     heights = [0.45, *[1.0] * len(signal_names), 1.35, 0.34 * rows + 0.1]
-    style: Any = {
-        "font.size": 9, "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "text.color": INK, "axes.labelcolor": INK,
-        "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-        "font.family": "DejaVu Sans",
-    }  # fmt: skip
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(heights), 1, figsize=(10, 0.75 * sum(heights) + 1.1), sharex=True, height_ratios=heights, squeeze=False
         )
@@ -90,6 +120,7 @@ def plot_locus(
         said = f"≥ {cut:.2f}" if selection.threshold is not None else f"top {selection.top_fraction:.0%}"
         text = {"textcoords": "offset points", "va": "center", "fontsize": 8}
         mask.annotate(said, (1, cut), (4, 0), xycoords=("axes fraction", "data"), **text)
+        _ranks(mask, locus.regions)
         _gene(gene, locus)
         _elements(elements, locus, here, kinds)
         middle = locus.start + len(locus.mask) / 2
@@ -99,17 +130,59 @@ def plot_locus(
         elements.xaxis.set_major_formatter(_position_label(locus))
         elements.set_xlabel(f"{locus.chrom} ({'kb' if _kilobases(locus) else 'bp'})")
         measured = "not measured" if np.isnan(locus.target) else f"measured {locus.target:.2f}"
-        figure.suptitle(
-            f"{locus.gene_id}   {locus.chrom}:{max(0, locus.start):,}-{locus.end:,}   "
-            f"expression: predicted {locus.prediction:.2f}, {measured}",
-            x=0.13, ha="left", y=0.985, fontsize=10.5, weight="bold",
-        )  # fmt: skip
+        if title:
+            figure.suptitle(
+                f"{locus.label}   {locus.chrom}:{max(0, locus.start):,}-{locus.end:,}   "
+                f"expression: predicted {locus.prediction:.2f}, {measured}",
+                x=0.13, ha="left", y=0.985, fontsize=10.5, weight="bold",
+            )  # fmt: skip
         height = figure.get_figheight()
-        figure.subplots_adjust(left=0.13, right=0.94, hspace=0.16, top=1 - 0.36 / height, bottom=0.5 / height)
+        top = 1 - (0.36 if title else 0.08) / height
+        figure.subplots_adjust(left=0.13, right=0.94, hspace=0.16, top=top, bottom=0.5 / height)
         figure.align_ylabels([*tracks, mask])
-        with atomic(path) as partial:
-            figure.savefig(partial, dpi=150)
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=150)
         plt.close(figure)
+    return file.getvalue()
+
+
+def overlap_png(table: pd.DataFrame) -> bytes:
+    """The share of called elements that overlap each set, beside that of shuffled ones, as a PNG file.
+
+    Args:
+        table: what ``Enrichment.table`` gives.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table = table[table["measure"] == "elements"]
+    names = list(dict.fromkeys(table["set"]))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(10, 0.62 * len(names) + 1.0), layout="constrained")
+        for side, (caller, color) in zip((-0.2, 0.2), (("mask", MASK), ("tracks", COLORS[0])), strict=True):
+            rows = table[table["calls"] == caller]
+            places = np.array([names.index(name) for name in rows["set"]]) + side
+            axis.barh(places, rows["fraction"], height=0.34, color=color, label=f"called by the {caller}")
+            spread: Any = {"fmt": "D", "color": INK, "markersize": 3.5, "elinewidth": 1, "capsize": 2}
+            label = "shuffled, mean ± 2 sd" if caller == "tracks" else None
+            axis.errorbar(rows["shuffled_fraction"], places, xerr=2 * rows["shuffled_sd"], label=label, **spread)
+            for place, fraction, fold in zip(places, rows["fraction"], rows["fold"], strict=True):
+                if fold == fold:
+                    at: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+                    axis.annotate(f"{fold:.1f}x", (max(fraction, 0), place), (5, 0), **at)
+        axis.set_yticks(range(len(names)), names)
+        axis.tick_params(axis="y", length=0, labelcolor=INK)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_xlim(0, min(1.05, 1.15 * max(0.05, np.nanmax([0.0, *table["fraction"]]))))
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        axis.set_xlabel("called elements that share a base with the set")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=150)
+        plt.close(figure)
+    return file.getvalue()
 
 
 def _gene(axis: Any, locus: Locus) -> None:
@@ -127,12 +200,21 @@ def _gene(axis: Any, locus: Locus) -> None:
     axis.annotate("TSS", (locus.tss, 0.5), (-6 if reach > 0 else 6, 0), **text)
 
 
+def _ranks(axis: Any, regions: Sequence[Region]) -> None:
+    """The ranks of the best elements, above the mask."""
+    for rank, region in enumerate(sorted(regions, key=lambda region: -region.mask)[:RANKED], 1):
+        text: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
+        text |= {"ha": "center", "fontsize": 7.5, "weight": "bold"}
+        axis.annotate(str(rank), ((region.start + region.end) / 2, 1), (0, 2.5), color=MASK, **text)
+
+
 def _elements(axis: Any, locus: Locus, known: list[KnownElement], kinds: list[str]) -> None:
     """One line of bars for what was discovered, one for each kind of known element."""
     lines = ["discovered", *[(kind or "known").replace("_", " ") for kind in kinds]]
     spans = [[(r.start, r.end - r.start) for r in locus.regions]]
     spans += [[(k.start, k.end - k.start) for k in known if k.kind == kind] for kind in kinds]
-    colors = [MASK, *[KNOWN if kind in ("causal", "") else DECOY for kind in kinds]]
+    faint = {k.kind for k in known if k.faint}
+    colors = [MASK, *[DECOY if kind in faint else KNOWN for kind in kinds]]
     for row, (bars, color) in enumerate(zip(spans, colors, strict=True)):
         axis.broken_barh(
             bars, (row - 0.3, 0.6), facecolors=color, edgecolors=color if _kilobases(locus) else "white", lw=0.3

@@ -64,7 +64,7 @@ def test_train_evaluate_predict_discover(seq2exp, settings, write_yaml, tmp_path
     arguments = ["--split", "test", "--gene", gene, "--truth", simulated / "elements.bed", "--min-length", 1]
     code, out, _ = seq2exp("discover", run, *arguments)
     folder = run / "discovery"
-    assert code == 0 and sorted(p.name for p in folder.iterdir()) == [f"{gene}.png", "mask.bw", "regions.bed"]
+    assert code == 0 and sorted(p.name for p in folder.iterdir()) == [f"{gene}.png", "elements.bed", "mask.bw"]
     _check_discovery(run, folder, set(predicted[predicted["split"] == "test"]["gene_id"]))
 
 
@@ -77,9 +77,9 @@ def _check_discovery(run: Path, folder: Path, genes: set[str]) -> None:
 
     model, _, settings = load_model(run)
     windows = GeneWindows(settings["data"]["store"], 128, "test", require_target=False)
-    with (folder / "regions.bed").open() as file:
-        regions = list(csv.reader(file, delimiter="\t"))
-    assert {region[3] for region in regions} <= genes
+    with (folder / "elements.bed").open() as file:
+        header, *regions = csv.reader(file, delimiter="\t")
+    assert header[0] == "#chrom" and {region[9] for region in regions} <= genes
     positions = [(region[0], int(region[1])) for region in regions]
     assert positions == sorted(positions)
     with pyBigWig.open(str(folder / "mask.bw")) as bigwig:
@@ -87,11 +87,11 @@ def _check_discovery(run: Path, folder: Path, genes: set[str]) -> None:
             start, mask = int(batch["start"][0]), out.soft_mask[0].numpy()
             written = np.array(bigwig.values(batch["chrom"][0], start, start + 128))
             np.testing.assert_allclose(written, mask, atol=6e-5)
-            mine = [region for region in regions if region[3] == batch["gene_id"][0]]
+            mine = [region for region in regions if region[9] == batch["gene_id"][0]]
             assert mine
             outside = np.delete(mask, range(56, 72))
             cut = np.sort(outside)[-11]
-            for _, first, last, _, score, _, mean in mine:
+            for _, first, last, _, score, _, mean, *_ in mine:
                 a, b = int(first) - start, int(last) - start
                 assert b <= 56 or a >= 72
                 assert mask[a] >= cut and mask[b - 1] >= cut
@@ -113,7 +113,7 @@ def test_a_model_without_a_mask_discovers_nothing(seq2exp, settings, write_yaml,
     assert seq2exp("train", write_yaml(settings | {"steps": 1, "model": model}), "--out", run)[0] == 0
     assert seq2exp("evaluate", run)[0] == 0
     code, _, err = seq2exp("discover", run)
-    assert code == 2 and "no mask" in err and not (run / "discovery" / "regions.bed").exists()
+    assert code == 2 and "no mask" in err and not (run / "discovery" / "elements.bed").exists()
 
 
 MISTAKES = {  # {run} a finished run, {store} its store, {in} a folder of bad input, {out} a path that must not appear

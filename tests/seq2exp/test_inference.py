@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from seq2exp.errors import UserError
 from seq2exp.files import atomic, write_json
-from seq2exp.inference.discover import Locus, MaskBigWig, Region, Selection, write_discovery
+from seq2exp.inference.discover import COLUMNS, Locus, MaskBigWig, Region, Selection, called, write_discovery
 from seq2exp.inference.evaluate import score_splits, scores
 from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
 from seq2exp.inference.ridge import binned_signals, fit_ridge
@@ -119,6 +120,32 @@ def test_no_region_in_or_across_bases_that_are_no_candidates():
     assert Selection().regions(MASK, np.zeros(12, dtype=bool)) == []
 
 
+@pytest.mark.parametrize(("strand", "distances"), [("+", [-4, 2]), ("-", [4, -2]), (".", [-4, 2])])
+def test_called_elements_have_ranks_and_distances(strand, distances):
+    locus = replace(_locus(), strand=strand, gene_name="TP53")
+    first, second = called(locus, Selection(0.5, merge_gap=2, min_length=3))
+    assert [(first.start, first.end), (second.start, second.end)] == [(101, 105), (108, 111)]
+    assert [first.name, second.name] == ["TP53_2", "TP53_1"] and first.gene_id == "G1"  # ranks by mean mask
+    assert (first.mask, first.highest, first.selected) == pytest.approx((0.65, 0.9, 0.75))
+    assert [first.distance, second.distance] == distances  # of the middles 103 and 109 from the TSS, 106 or so
+    assert first.overlaps == ()
+
+
+class _Config:
+    hard, top_fraction, threshold = False, None, 0.5
+
+
+def test_a_hard_model_calls_what_it_selects_itself():
+    hard, top = type("Hard", (_Config,), {"hard": True}), type("Top", (_Config,), {"hard": True, "top_fraction": 0.02})
+    assert Selection.of_model(_Config, None, None) == Selection(None, 0.10)
+    assert Selection.of_model(hard, None, None).threshold == 0.5
+    assert Selection.of_model(hard, None, 0.2) == Selection(None, 0.2)
+    assert Selection.of_model(hard, 0.9, None).threshold == 0.9
+    assert Selection.of_model(top, None, None, merge_gap=7) == Selection(None, 0.02, 7)
+    with pytest.raises(UserError, match="not both"):
+        Selection.of_model(hard, 0.5, 0.1)
+
+
 @pytest.mark.parametrize("wrong", [{"threshold": 0}, {"threshold": 1.2}, {"top_fraction": 0}, {"min_length": 0}])
 def test_selection_out_of_range(wrong):
     with pytest.raises(UserError, match=r"must be|at least"):
@@ -126,7 +153,7 @@ def test_selection_out_of_range(wrong):
 
 
 def _locus(start: int = 100, gene: str = "G1", level: float = 1.0, prediction: float = 1.0) -> Locus:
-    region = Region("chr2", start + 1, start + 5, gene, 0.65)
+    region = Region("chr2", start + 1, start + 5, gene, f"{gene}_1", 0.65, 0.9, 0.75, -3)
     signals = np.tile(MASK[:, None], (1, 2))
     return Locus(gene, "chr2", start, start + 6, "+", prediction, np.nan, signals, MASK * level, ALL, [region])
 
@@ -136,9 +163,11 @@ def test_bed_and_bigwig_hold_what_was_found(tmp_path):
 
     loci = [_locus(-4), _locus(100, "G2", 0.5, prediction=3), _locus(106, "G3"), _locus(195, "G4")]
     found = write_discovery(tmp_path, loci, {"chr1": 50, "chr2": 200})
-    lines = (tmp_path / "regions.bed").read_text().splitlines()
-    assert lines[1] == "chr2\t101\t105\tG2\t650\t.\t0.6500" and len(lines) == 4
-    assert found.genes == 4 and found.locus is not None and found.locus.gene_id == "G2"
+    lines = (tmp_path / "elements.bed").read_text().splitlines()
+    assert lines[0] == "#" + "\t".join(COLUMNS) and len(lines) == 5
+    assert lines[2] == "chr2\t101\t105\tG2_1\t650\t.\t0.6500\t0.9000\t0.750\tG2\t-3\t."
+    assert found.genes == 4 and [locus.gene_id for locus in found.loci] == ["G2"]
+    assert found.highest == pytest.approx(0.9)
     with pyBigWig.open(str(tmp_path / "mask.bw")) as bigwig:
         assert bigwig.chroms() == {"chr1": 50, "chr2": 200}
         got = np.array(bigwig.values("chr2", 0, 200))

@@ -49,7 +49,6 @@ def test_build_train_evaluate_discover(seq2exp, realdata, tmp_path, caplog):
     assert code == 0, err
     assert (run / "discovery" / "ENSG00000040608.png").stat().st_size > 10_000
     assert (run / "discovery" / "mask.bw").stat().st_size > 10_000
-    names = ["chrom", "start", "end", "gene", "score", "strand", "mask"]
-    regions = pd.read_csv(run / "discovery" / "regions.bed", sep="\t", names=names)
-    assert set(regions["chrom"]) == {"chr22"} and (regions["end"] - regions["start"] >= 20).all()
-    assert regions["gene"].nunique() == 11
+    regions = pd.read_csv(run / "discovery" / "elements.bed", sep="\t")
+    assert set(regions["#chrom"]) == {"chr22"} and (regions["end"] - regions["start"] >= 20).all()
+    assert regions["gene_id"].nunique() == 11 and regions["name"].is_unique

@@ -1,0 +1,238 @@
+"""Sets of known elements (BED files), and which discovered elements they overlap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from seq2exp.data_tools import Store
+from seq2exp.data_tools.tables import check_file, closest_chromosome, numbered_lines
+from seq2exp.errors import UserError
+
+from .discover import Locus
+
+# Columns by which a header says which gene an element was tested for, and whether it regulates it; the first counts.
+GENE = ("gene_id", "measuredensemblid", "gene", "gene_name", "genesymbol", "measuredgenesymbol", "targetgene")
+REGULATED = ("regulated", "significant")
+YES, NO = ("true", "1", "yes", "t"), ("false", "0", "no", "f")
+
+
+@dataclass(frozen=True)
+class ElementSet:
+    """Elements from a file.
+
+    Attributes:
+        table: chrom, start, end (0-based, half-open), gene_id ("" where the file names no genes), regulated (bool; True
+            where the file does not say).
+        by_gene: the elements belong to genes, so only an element discovered for the same gene is an overlap.
+        flagged: the file says which of them regulate their gene.
+        notes: what was left out or renamed, in sentences.
+    """
+
+    name: str
+    table: pd.DataFrame
+    by_gene: bool = False
+    flagged: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The column within whose values intervals are compared."""
+        return "gene_id" if self.by_gene else "chrom"
+
+    def cover(self) -> Cover:
+        """The bases of its elements, of those that regulate where that is known."""
+        return Cover(self.table[self.table["regulated"]], self.key)
+
+
+class Cover:
+    """The bases that intervals cover, by chromosome or by gene.
+
+    Args:
+        intervals: start, end and the column ``key``; they may overlap each other.
+    """
+
+    def __init__(self, intervals: pd.DataFrame, key: str) -> None:
+        self._parts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
+        if intervals.empty:
+            return
+        import bioframe
+
+        columns = intervals[[key, "start", "end"]].astype({"start": np.int64, "end": np.int64})
+        merged = bioframe.merge(columns, cols=(key, "start", "end"))
+        for name, rows in merged.groupby(key, sort=False):
+            starts, ends = rows["start"].to_numpy(np.int64), rows["end"].to_numpy(np.int64)
+            self._parts[str(name)] = starts, ends, np.append(0, np.cumsum(ends - starts))
+
+    def bases(self, key: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
+        """How many bases of each span [start, end) are covered, (n,)."""
+        return self._before(key, np.asarray(end)) - self._before(key, np.asarray(start))
+
+    def _before(self, key: str, position: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Covered bases to the left of positions."""
+        if key not in self._parts:
+            return np.zeros(position.shape, dtype=np.int64)
+        starts, ends, covered = self._parts[key]
+        last = np.searchsorted(starts, position, side="right") - 1
+        inside = np.minimum(position, ends[last]) - starts[last]
+        return np.where(last < 0, 0, covered[last] + inside)
+
+
+def marked(loci: Iterable[Locus], sets: Sequence[ElementSet]) -> Iterator[Locus]:
+    """The same loci, each region with the names of the sets that it overlaps."""
+    covers = [(elements.name, elements.key, elements.cover()) for elements in sets]
+    for locus in loci:
+        keys = {"chrom": locus.chrom, "gene_id": locus.gene_id}
+        starts, ends = (
+            np.array([getattr(r, side) for r in locus.regions], dtype=np.int64) for side in ("start", "end")
+        )
+        shared = {name: cover.bases(keys[key], starts, ends) > 0 for name, key, cover in covers}
+        regions = [
+            replace(region, overlaps=tuple(name for name, hits in shared.items() if hits[i]))
+            for i, region in enumerate(locus.regions)
+        ]
+        yield replace(locus, regions=regions)
+
+
+def stored_peaks(store: Store) -> list[ElementSet]:
+    """The peaks that a store was built with as a set, where it was."""
+    table = store.intervals("peaks")
+    if table.empty:
+        return []
+    return [ElementSet("peaks", table[["chrom", "start", "end"]].assign(gene_id="", regulated=True))]
+
+
+def read_sets(
+    arguments: Sequence[str], chromosomes: Mapping[str, int], genes: pd.DataFrame
+) -> list[ElementSet]:  # fmt: skip
+    """The sets of ``NAME=file.bed`` arguments. See ``read_set``.
+
+    Raises:
+        UserError: an argument of another form, or a name given twice.
+    """
+    sets: list[ElementSet] = []
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not (equals and path and re.fullmatch(r"[\w.+-]+", name)):
+            raise UserError(f"--overlap takes NAME=file.bed, a name of letters, digits and . _ + -, not {argument!r}")
+        if name in [s.name for s in sets]:
+            raise UserError(f"--overlap {argument}: the name {name!r} is given twice")
+        sets.append(read_set(name, Path(path), chromosomes, genes))
+    return sets
+
+
+def read_set(name: str, path: Path, chromosomes: Mapping[str, int], genes: pd.DataFrame) -> ElementSet:
+    """Reads BED, gzip or not; a header that names its columns may say which gene an element is for (``GENE``), and
+    whether it regulates it (``REGULATED``), as in the published tables of CRISPRi experiments.
+
+    Args:
+        genes: gene_id, and gene_name where known, of the genes that are looked at. Both are understood in the file, ids
+            with or without version.
+
+    Raises:
+        UserError: a line that is not BED, no chromosome in common, coordinates past a chromosome's end.
+    """
+    check_file(path, "the set of elements")
+    columns, lines = _parse(path)
+    table = pd.DataFrame(lines, columns=["line", "chrom", "start", "end", "gene", "regulated"])
+    if table.empty:
+        raise UserError(f"{path}: holds no element")
+    notes: list[str] = []
+    table = _known_chromosomes(path, table, chromosomes, notes)
+    past = table[table["end"] > table["chrom"].map(chromosomes)]
+    if len(past):
+        first = past.iloc[0]
+        raise UserError(
+            f"{path}: line {first['line']}: {first['chrom']}:{first['start']}-{first['end']} ends past the end of "
+            f"{first['chrom']} ({chromosomes[first['chrom']]:,} bases); is it of another assembly?"
+        )
+    if "gene" in columns:
+        ids = {key: gene for gene, *keys in _gene_keys(genes) for key in keys}
+        table["gene_id"] = table["gene"].map(lambda gene: ids.get(gene.split(".")[0], ids.get(gene, "")))
+        _leave_out(table["gene_id"] == "", "of genes that are not looked at", notes)
+        table = table[table["gene_id"] != ""]
+    else:
+        table["gene_id"] = ""
+    kept = table[["chrom", "start", "end", "gene_id", "regulated"]].reset_index(drop=True)
+    return ElementSet(name, kept, "gene" in columns, "regulated" in columns, notes)
+
+
+def _parse(path: Path) -> tuple[dict[str, int], list[tuple[Any, ...]]]:
+    """The columns that a header gives, and of each line its number, chrom, start, end, gene, regulated."""
+    columns: dict[str, int] = {}
+    lines: list[tuple[Any, ...]] = []
+    for number, line in numbered_lines(path, "BED"):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or line.split()[0] in ("track", "browser"):
+            continue
+        if not lines and not columns and _is_header(fields):
+            columns = _columns([name.strip().lstrip("#").lower() for name in fields])
+            continue
+        if line.startswith("#"):
+            continue
+        try:
+            chrom, start, end = (
+                fields[columns.get(name, i)].strip() for i, name in enumerate(("chrom", "start", "end"))
+            )
+            low, high = int(start), int(end)
+            gene, flag = (fields[columns[name]].strip() if name in columns else "" for name in ("gene", "regulated"))
+        except (IndexError, ValueError):
+            raise UserError(f"{path}: line {number} is not BED (chromosome, start, end, tab-separated)") from None
+        if not 0 <= low < high:
+            raise UserError(f"{path}: line {number}: {chrom}:{start}-{end} is no interval")
+        if "regulated" in columns and flag.lower() not in YES + NO:
+            raise UserError(f"{path}: line {number}: whether it regulates is {flag!r}, neither TRUE nor FALSE")
+        lines.append((number, chrom, low, high, gene, flag.lower() not in NO))
+    return columns, lines
+
+
+def _is_header(fields: list[str]) -> bool:
+    names = [name.strip().lstrip("#").lower() for name in fields]
+    return names[0].startswith("chr") and len(fields) > 2 and not any(name.isdigit() for name in names[1:3])
+
+
+def _columns(names: list[str]) -> dict[str, int]:
+    """Where a header has chrom, start, end, gene and regulated."""
+    wanted = {
+        "chrom": ("chrom", "chr", "chromosome"), "start": ("start", "chromstart"), "end": ("end", "chromend"),
+        "gene": GENE, "regulated": REGULATED,
+    }  # fmt: skip
+    found = {key: [names.index(name) for name in known if name in names] for key, known in wanted.items()}
+    return {key: places[0] for key, places in found.items() if places}
+
+
+def _known_chromosomes(
+    path: Path, table: pd.DataFrame, chromosomes: Mapping[str, int], notes: list[str]
+) -> pd.DataFrame:  # fmt: skip
+    """Its lines on known chromosomes, which it may name with or without the prefix chr."""
+    if not table["chrom"].isin(list(chromosomes)).any():
+        renamed = table["chrom"].map(lambda name: name[3:] if name.startswith("chr") else f"chr{name}")
+        if not renamed.isin(list(chromosomes)).any():
+            name = table["chrom"].iloc[0]
+            raise UserError(
+                f"{path}: has no chromosome in common with the store, so it is of another assembly or naming: {name!r} "
+                f"is not in the store{closest_chromosome(name, chromosomes)}"
+            )
+        notes.append(f"its {table['chrom'].iloc[0]} is taken for {renamed.iloc[0]}, and so on")
+        table = table.assign(chrom=renamed)
+    known = table["chrom"].isin(list(chromosomes))
+    _leave_out(~known, "on chromosomes that the store lacks", notes)
+    return table[known].copy()
+
+
+def _leave_out(which: pd.Series, what: str, notes: list[str]) -> None:
+    if which.any():
+        notes.append(f"{int(which.sum()):,} of {len(which):,} elements {what} are left out")
+
+
+def _gene_keys(genes: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Of each gene its id, then what it may be called."""
+    names = genes["gene_name"] if "gene_name" in genes else genes["gene_id"]
+    return [(gene, gene, gene.split(".")[0], name) for gene, name in zip(genes["gene_id"], names, strict=True) if gene]
