@@ -121,9 +121,10 @@ def _provenance(
     run = yaml.safe_load((path / "config.yaml").read_text()) if (path / "config.yaml").is_file() else {}
     config = model.config
     hard = getattr(config, "hard", False) and config.top_fraction is None  # baselines have neither
+    facts = [f"{'hard' if hard else 'soft'} mask", f"window {config.length:,}", f"centre {config.center:,}"]
+    facts += [f"training seed {run['seed']}"] if "seed" in run else []
     return {
-        "Model": f"{path.absolute()} ({'hard' if hard else 'soft'} mask, window {config.length:,}, centre {config.center:,}"
-        + (f", training seed {run['seed']})" if "seed" in run else ")"),
+        "Model": f"{path.absolute()} ({', '.join(facts)})",
         "Store": f"{windows.store.path} ({len(windows):,} genes{f' of split {split}' if split else ''})",
         "Signals": ", ".join(windows.signal_names),
         "Calls": f"{selection}" + ("; mean of both strands" if rc_average else ""),

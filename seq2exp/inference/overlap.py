@@ -155,7 +155,7 @@ def read_set(name: str, path: Path, chromosomes: Mapping[str, int], genes: pd.Da
         )
     if "gene" in columns:
         ids = {key: gene for gene, *keys in _gene_keys(genes) for key in keys}
-        table["gene_id"] = table["gene"].map(lambda gene: ids.get(gene.split(".")[0], ids.get(gene, "")))
+        table["gene_id"] = table["gene"].map(lambda gene: ids.get(gene, ids.get(gene.split(".")[0], "")))
         _leave_out(table["gene_id"] == "", "of genes that are not looked at", notes)
         table = table[table["gene_id"] != ""]
     else:
@@ -172,9 +172,10 @@ def _parse(path: Path) -> tuple[dict[str, int], list[tuple[Any, ...]]]:
         fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or line.split()[0] in ("track", "browser"):
             continue
-        if not lines and not columns and _is_header(fields):
+        if not lines and not columns:
             columns = _columns([name.strip().lstrip("#").lower() for name in fields])
-            continue
+            if columns:
+                continue
         if line.startswith("#"):
             continue
         try:
@@ -193,19 +194,15 @@ def _parse(path: Path) -> tuple[dict[str, int], list[tuple[Any, ...]]]:
     return columns, lines
 
 
-def _is_header(fields: list[str]) -> bool:
-    names = [name.strip().lstrip("#").lower() for name in fields]
-    return names[0].startswith("chr") and len(fields) > 2 and not any(name.isdigit() for name in names[1:3])
-
-
 def _columns(names: list[str]) -> dict[str, int]:
-    """Where a header has chrom, start, end, gene and regulated."""
+    """Where a header has chrom, start, end, and perhaps gene and regulated; nothing for a line that is no header."""
     wanted = {
         "chrom": ("chrom", "chr", "chromosome"), "start": ("start", "chromstart"), "end": ("end", "chromend"),
         "gene": GENE, "regulated": REGULATED,
     }  # fmt: skip
     found = {key: [names.index(name) for name in known if name in names] for key, known in wanted.items()}
-    return {key: places[0] for key, places in found.items() if places}
+    header = found["chrom"] and found["start"] and found["end"]
+    return {key: places[0] for key, places in found.items() if places} if header else {}
 
 
 def _known_chromosomes(

@@ -78,7 +78,9 @@ def survey(
         files |= _write_overlap(out, table, figure, tested)
     notes = notes_of(sets, tested, table)
     if reports:
-        files[reports.index(table if sets else None, tested, notes, figure, summary)] = "a page for each gene, and this index"
+        files[reports.index(table if sets else None, tested, notes, figure, summary)] = (
+            "a page for each gene, and this index"
+        )
     return Survey(found, table, tested, notes, files)
 
 

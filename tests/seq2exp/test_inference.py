@@ -120,14 +120,14 @@ def test_no_region_in_or_across_bases_that_are_no_candidates():
     assert Selection().regions(MASK, np.zeros(12, dtype=bool)) == []
 
 
-@pytest.mark.parametrize(("strand", "distances"), [("+", [-4, 2]), ("-", [4, -2]), (".", [-4, 2])])
+@pytest.mark.parametrize(("strand", "distances"), [("+", [-3, 3]), ("-", [3, -3]), (".", [-3, 3])])
 def test_called_elements_have_ranks_and_distances(strand, distances):
     locus = replace(_locus(), strand=strand, gene_name="TP53")
     first, second = called(locus, Selection(0.5, merge_gap=2, min_length=3))
     assert [(first.start, first.end), (second.start, second.end)] == [(101, 105), (108, 111)]
     assert [first.name, second.name] == ["TP53_2", "TP53_1"] and first.gene_id == "G1"  # ranks by mean mask
     assert (first.mask, first.highest, first.selected) == pytest.approx((0.65, 0.9, 0.75))
-    assert [first.distance, second.distance] == distances  # of the middles 103 and 109 from the TSS, 106 or so
+    assert [first.distance, second.distance] == distances  # from the TSS, 106, to 103 and 109
     assert first.overlaps == ()
 
 
