@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+import pyBigWig
 import pytest
 import yaml
 
@@ -45,10 +46,28 @@ def test_build_train_evaluate_discover(seq2exp, realdata, tmp_path, caplog):
     assert result["test"]["genes"] == 9 and result["test"]["without_target"] == 2
     assert 0 < result["test"]["mse"] < 100 and 0 < result["test"]["mask_ratio"] < 1
 
-    code, _, err = seq2exp("discover", run, "--split", "test", "--gene", "ENSG00000040608")
+    with pyBigWig.open(str(hg38 / "signal" / "K562_DNase.element_density.bw")) as track:
+        measured = [
+            (chrom, *span[:2]) for chrom in ("chr20", "chr22") for span in track.intervals(chrom) if span[2] > 0
+        ]
+    bed = tmp_path / "candidates.bed"
+    bed.write_text("".join(f"{chrom[3:]}\t{start}\t{end}\n" for chrom, start, end, value in spans if value > 0))
+    gene = "ENSG00000040608"
+    code, said, err = seq2exp(
+        "discover", run, "--split", "test", "--gene", gene, "--report", "--overlap", f"candidates={bed}",
+        "--shuffles", 50,
+    )  # fmt: skip
     assert code == 0, err
-    assert (run / "discovery" / "ENSG00000040608.png").stat().st_size > 10_000
-    assert (run / "discovery" / "mask.bw").stat().st_size > 10_000
-    regions = pd.read_csv(run / "discovery" / "elements.bed", sep="\t")
+    assert "candidates: its 20 is taken for chr20" in said and "have no candidate base in the windows" in said
+    folder = run / "discovery"
+    assert (folder / f"{gene}.png").stat().st_size > 10_000 and (folder / "mask.bw").stat().st_size > 10_000
+    assert (folder / "reports" / f"{gene}.html").stat().st_size > 50_000
+    regions = pd.read_csv(folder / "elements.bed", sep="\t")
     assert set(regions["#chrom"]) == {"chr22"} and (regions["end"] - regions["start"] >= 20).all()
     assert regions["gene_id"].nunique() == 11 and regions["name"].is_unique
+    known = 20_012_477, 20_645_713  # the rest of chr22 is N here
+    assert regions["start"].min() >= known[0] and regions["end"].max() <= known[1]
+    overlap = pd.read_csv(folder / "overlap.csv")
+    assert set(overlap["calls"]) == {"mask", "tracks"} and overlap["p"].between(0.0196, 1).all()
+    tracks = overlap[(overlap["calls"] == "tracks") & (overlap["measure"] == "elements")].iloc[0]
+    assert tracks["fraction"] == 1 and tracks["fold"] > 1  # the tracks are 0 elsewhere
