@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seq2exp.errors import UserError
 from seq2exp.files import atomic
 
-from .discover import Locus, Region, Selection
+from .discover import Locus, Selection
 from .overlap import ElementSet
 
 COLORS = ("#2a6f97", "#4c956c", "#8d6a9f", "#b08968")  # tracks, in turn
@@ -120,7 +120,7 @@ def locus_png(
         said = f"≥ {cut:.2f}" if selection.threshold is not None else f"top {selection.top_fraction:.0%}"
         text = {"textcoords": "offset points", "va": "center", "fontsize": 8}
         mask.annotate(said, (1, cut), (4, 0), xycoords=("axes fraction", "data"), **text)
-        _ranks(mask, locus.regions)
+        _ranks(mask, locus)
         _gene(gene, locus)
         _elements(elements, locus, here, kinds)
         middle = locus.start + len(locus.mask) / 2
@@ -200,12 +200,16 @@ def _gene(axis: Any, locus: Locus) -> None:
     axis.annotate("TSS", (locus.tss, 0.5), (-6 if reach > 0 else 6, 0), **text)
 
 
-def _ranks(axis: Any, regions: Sequence[Region]) -> None:
-    """The ranks of the best elements, above the mask."""
-    for rank, region in enumerate(sorted(regions, key=lambda region: -region.mask)[:RANKED], 1):
-        text: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
-        text |= {"ha": "center", "fontsize": 7.5, "weight": "bold"}
-        axis.annotate(str(rank), ((region.start + region.end) / 2, 1), (0, 2.5), color=MASK, **text)
+def _ranks(axis: Any, locus: Locus) -> None:
+    """The ranks of the best elements above the mask, where they have room beside a better one's."""
+    text: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
+    text |= {"ha": "center", "fontsize": 7.5, "weight": "bold"}
+    taken: list[float] = []
+    for rank, region in enumerate(sorted(locus.regions, key=lambda region: -region.mask)[:RANKED], 1):
+        middle = (region.start + region.end) / 2
+        if all(abs(middle - other) > 0.012 * len(locus.mask) for other in taken):
+            axis.annotate(str(rank), (middle, 1), (0, 2.5), color=MASK, **text)
+            taken.append(middle)
 
 
 def _elements(axis: Any, locus: Locus, known: list[KnownElement], kinds: list[str]) -> None:

@@ -47,9 +47,7 @@ def test_build_train_evaluate_discover(seq2exp, realdata, tmp_path, caplog):
     assert 0 < result["test"]["mse"] < 100 and 0 < result["test"]["mask_ratio"] < 1
 
     with pyBigWig.open(str(hg38 / "signal" / "K562_DNase.element_density.bw")) as track:
-        measured = [
-            (chrom, *span[:2]) for chrom in ("chr20", "chr22") for span in track.intervals(chrom) if span[2] > 0
-        ]
+        spans = [(chrom, *span) for chrom in ("chr20", "chr22") for span in track.intervals(chrom)]
     bed = tmp_path / "candidates.bed"
     bed.write_text("".join(f"{chrom[3:]}\t{start}\t{end}\n" for chrom, start, end, value in spans if value > 0))
     gene = "ENSG00000040608"
