@@ -86,9 +86,10 @@ def discover(
     if len({elements.name for elements in sets}) < len(sets):
         raise UserError("--overlap peaks=...: the store's own peaks have that name; choose another")
     settings = _provenance(model_path, model, windows, split, selection, rc_average)
+    then = f"comparing with {len(sets)} sets, {shuffles:,} shuffles" if sets else ""
     if sets:
         settings["Shuffles"] = f"{shuffles:,}, seed {seed}"
-    masks = _with_progress(loci(model, windows, selection, rc_average=rc_average, **how), len(windows))
+    masks = _with_progress(loci(model, windows, selection, rc_average=rc_average, **how), len(windows), then)
     result = survey(
         out or model_path / "discovery", masks, windows, selection, center=model.config.center, genes=genes,
         known=known, sets=sets, shuffles=shuffles, seed=seed, report=report, settings=settings,
@@ -132,13 +133,16 @@ def _provenance(
     }
 
 
-def _with_progress(loci: Iterable[Locus], total: int) -> Iterator[Locus]:
+def _with_progress(loci: Iterable[Locus], total: int, then: str) -> Iterator[Locus]:
+    """The loci, with a bar on a terminal; then what follows is said."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
     shown: Any = {"console": console, "transient": True, "disable": not console.is_terminal}
     yield from track(loci, "discovering", total=total, **shown)
+    if then and console.is_terminal:
+        console.print(then)
 
 
 def _print_overlap(result: Survey) -> None:

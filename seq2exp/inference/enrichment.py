@@ -21,8 +21,10 @@ CALLERS = ("mask", "tracks")
 def activity(locus: Locus, signal_names: Sequence[str]) -> NDArray[np.float32]:
     """(L,): the geometric mean of the tracks without the contacts, as in the Activity-by-Contact model."""
     columns = [i for i, name in enumerate(signal_names) if name != "contacts"]
+    if not columns:
+        return np.zeros(len(locus.mask), dtype=np.float32)
     product = np.prod(locus.signals[:, columns].astype(np.float64), axis=1)
-    return np.power(product, 1 / max(1, len(columns))).astype(np.float32)
+    return np.power(product, 1 / len(columns)).astype(np.float32)
 
 
 def shuffled_starts(rng: np.random.Generator, segments: NDArray[np.int64], width: int, count: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ class ElementSet:
     def key(self) -> str:
         """The column within whose values intervals are compared."""
         return "gene_id" if self.by_gene else "chrom"
+
+    def near(self, locus: Locus) -> pd.DataFrame:
+        """Its elements in a window; of a set by gene those of the window's gene."""
+        if locus.chrom not in self._by_chrom:
+            return self.table.iloc[:0]
+        rows = self._by_chrom[locus.chrom]
+        rows = rows.iloc[: int(np.searchsorted(rows["start"], locus.end))]
+        rows = rows[rows["end"] > locus.start]
+        return rows[rows["gene_id"] == locus.gene_id] if self.by_gene else rows
+
+    @cached_property
+    def _by_chrom(self) -> dict[str, pd.DataFrame]:
+        return {str(chrom): rows for chrom, rows in self.table.sort_values("start").groupby("chrom", sort=False)}
 
     def cover(self) -> Cover:
         """The bases of its elements, of those that regulate where that is known."""

@@ -46,13 +46,9 @@ class KnownElement:
 
 def elements_near(elements: ElementSet, locus: Locus) -> list[KnownElement]:
     """The elements of a set in a window, of those by gene the gene's own; the kind is the set's name."""
-    table = elements.table
-    near = (table["chrom"] == locus.chrom) & (table["end"] > locus.start) & (table["start"] < locus.end)
-    if elements.by_gene:
-        near &= table["gene_id"] == locus.gene_id
     return [
         KnownElement(chrom, start, end, gene, elements.name if acts else f"{elements.name}: no effect", not acts)
-        for chrom, start, end, gene, acts in table[near].itertuples(index=False)
+        for chrom, start, end, gene, acts in elements.near(locus).itertuples(index=False)
     ]
 
 
