@@ -11,7 +11,7 @@ from seq2exp.training.presets import TRAINING
 from .plan import Run
 
 DISCOVERY, USUAL, LONGEST = "discovery", "512 bases", "200,000 bases"
-NO_MASK, NO_MASK_DEEP = BARE = ("no mask", "no mask, twice the layers")
+NO_MASK, NO_MASK_DEEP, NO_MASK_LONG = BARE = ("no mask", "no mask, twice the layers", "the same, 3,000 steps")
 SIZES = ("length", "center", "d_model", "d_state")  # model fields that a baseline has too
 SEEDS = (101, 102, 103, 104, 105)  # none of them was used to choose settings
 
@@ -108,9 +108,11 @@ def make_run(variant: str, condition: str, seed: int, *, genes: int | None = Non
     windows = {"length": simulation["length"], "center": simulation["center"]}
     model = settings["model"] | windows
     if variant in BARE:  # the predictor alone, or with as many layers as generator and predictor have together
-        layers = model["predictor_layers"] + (model["generator_layers"] if variant == NO_MASK_DEEP else 0)
+        layers = model["predictor_layers"] + (0 if variant == NO_MASK else model["generator_layers"])
         model = {"name": "caduceus_signals", "layers": layers} | {name: model[name] for name in SIZES}
         settings["kl"] = {"weight": 0.0}
+        if variant == NO_MASK_LONG:
+            settings |= {"steps": 3_000, "evaluate_every": 300}
     return Run(variant, condition, seed, simulation, settings | {"model": model})
 
 
@@ -136,8 +138,10 @@ def committed() -> list[Run]:
     short: Changes = {"steps": 1_200, "evaluate_every": 240}
     runs = [make_run(variant, USUAL, seed, **short) for seed in SEEDS for variant in (DISCOVERY, NO_MASK_DEEP)]
     runs.append(make_run(DISCOVERY, "8,192 bases", SEEDS[0], steps=400, evaluate_every=80))
-    runs += [make_run(DISCOVERY, length, SEEDS[0], **short) for length in ("2,048 bases", "1,024 bases")]
-    others = [name for name in (*VARIANTS, NO_MASK) if name != DISCOVERY]
+    runs.append(make_run(DISCOVERY, "2,048 bases", SEEDS[0], steps=800, evaluate_every=160))
+    runs.append(make_run(DISCOVERY, "1,024 bases", SEEDS[0], **short))
+    runs += [make_run(NO_MASK_LONG, USUAL, seed) for seed in SEEDS[:2]]
+    others = [name for name in VARIANTS if name != DISCOVERY]
     runs += [make_run(name, USUAL, seed, **short) for seed in SEEDS[:3] for name in others]
     return runs + [make_run(DISCOVERY, name, SEEDS[0], **short) for name in SHORT if name != USUAL]
 

@@ -82,7 +82,7 @@ def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     masked = usual[~usual["variant"].isin(BARE)]
     sections = ["# What the mask finds, where the truth is known", _state(study, table), "## In short"]
     sections += [in_short(usual), _markdown(targets(usual))]
-    sections += ["## What makes the mask learn: one factor at a time", _factors(usual), _markdown(variants(masked))]
+    sections += ["## What makes the mask learn: one factor at a time", _factors(masked), _markdown(variants(masked))]
     sections.append(conclusions(masked))
     sections += ["## Expression", _markdown(expression(usual))]
     others = table[(table["variant"] == DISCOVERY)]
@@ -166,15 +166,15 @@ def _recovery(group: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _factors(usual: pd.DataFrame) -> str:
+def _factors(masked: pd.DataFrame) -> str:
     """What each name in the table stands for."""
-    steps = ", ".join(f"{steps:,}" for steps in sorted(set(usual["steps"])))
+    steps = ", ".join(f"{steps:,}" for steps in sorted(set(masked["steps"])))
     says = (
         "Every line is the discovery settings with one thing changed, those called published with all; sizes, "
         f"optimiser, rate and steps ({steps}) are the same everywhere, those of `seq2exp/training/presets.py`."
     )
     lines = [says]
-    lines += [f"- **{name}**: {variant.asks}" for name, variant in VARIANTS.items() if name in set(usual["variant"])]
+    lines += [f"- **{name}**: {variant.asks}" for name, variant in VARIANTS.items() if name in set(masked["variant"])]
     return "\n".join([lines[0], "", *lines[1:]])
 
 
