@@ -91,6 +91,22 @@ class StoredTensor(NamedTuple):
         return torch.as_strided(flat, self.shape, self.stride, self.offset).clone()
 
 
+class StandIn:
+    """A function that a file may call. A pickle can also set attributes of what it names: here it cannot."""
+
+    __slots__ = ("_call",)
+    _call: Callable[..., Any]
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ValueError(f"the file sets {name} of a function")
+
+
 def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
@@ -107,11 +123,11 @@ _STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
-    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): StandIn(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): StandIn(_tensor),
+    ("torch._utils", "_rebuild_parameter"): StandIn(_first),
+    ("torch._utils", "_rebuild_parameter_with_state"): StandIn(_first),
+    ("torch", "Size"): StandIn(tuple),
     ("collections", "OrderedDict"): Mapping,
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -157,6 +158,26 @@ def test_a_bare_pickle_with_code_is_refused_unrun(nest, protocol, tmp_path):
     path.write_bytes(pickle.dumps(Canary(nest), protocol=protocol))
     with pytest.raises(UserError, match=r"not a file of torch\.save"):
         load_official(path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torch._utils _rebuild_tensor_v2", "torch Size", "collections OrderedDict", "os system", "torch FloatStorage"],
+)
+@pytest.mark.parametrize(
+    "state", [{"__call__": 1, "x": 2}, (None, {"__call__": 1, "__new__": 2}), (None, {"_call": 1})]
+)
+def test_what_a_file_names_cannot_be_changed_by_it(name, state, tmp_path):
+    """A pickle that names something and sets its attributes: refused or without effect, and the next file is read."""
+    module, _, attribute = name.partition(" ")
+    named = f"c{module}\n{attribute}\n".encode()
+    built = b"\x80\x02" + named + pickle.dumps(state, protocol=2)[2:-1] + b"b."
+    torch.save({"x": torch.ones(2)}, tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", built)
+    with pytest.raises(UserError, match=r"bad\.pt"):
+        read_checkpoint(tmp_path / "bad.pt")
+    assert torch.equal(read_torch_file(tmp_path / "good.pt")["x"].read(), torch.ones(2))
 
 
 def test_a_setting_that_is_code_is_named(nest, tmp_path):
