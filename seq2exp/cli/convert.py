@@ -45,8 +45,8 @@ def convert(
     else:
         made = to_ours(source, out, read_settings(config) if config else None)
     echo(f"{made.kind}, {made.parameters:,} parameters, as {type(made.model).__name__}")
-    for name, value in sorted(made.settings.items()):
-        echo(f"  {name}: {value}")
+    for name in sorted(made.settings.keys() - {"_class"}):
+        echo(f"  {name}: {made.settings[name]}")
     echo(f"written to {out}")
     echo(_next(type(made.model).__name__, to, out))
 

@@ -17,8 +17,7 @@ from seq2exp.backbone import Caduceus
 from seq2exp.errors import UserError
 from seq2exp.files import write_json
 from seq2exp.official.exporting import KINDS, to_official
-from seq2exp.official.loading import Official, load
-from seq2exp.official.reading import read_checkpoint
+from seq2exp.official.loading import Official, load_file
 from seq2exp.pretrained import CONFIG, WEIGHTS
 
 RECORD = "official.json"  # beside a converted model: what its configuration does not keep of the published one
@@ -44,7 +43,7 @@ def convert(source: str | Path, out: str | Path, config: Mapping[str, Any] | Non
     ------
     UserError: what `load_official` raises, and an `out` that holds something already.
     """
-    found = load(read_checkpoint(Path(source)), config)
+    found = load_file(Path(source), config)
     with _new_folder(Path(out)) as folder:
         found.model.save_pretrained(folder)  # type: ignore[operator]
         constants = {key: [str(x) for x in value.tolist()] for key, value in found.constants.items()}  # -inf too

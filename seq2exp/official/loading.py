@@ -80,12 +80,18 @@ def load_official(
         missing, unexpected or misshapen key.
     """
     given = path_or_state_dict
-    checkpoint = (
-        Checkpoint(parameters(given, "the state dict"), {})
-        if isinstance(given, Mapping)
-        else read_checkpoint(Path(given))
-    )
-    return load(checkpoint, config).model
+    if isinstance(given, Mapping):
+        return load(Checkpoint(parameters(given, "the state dict"), {}), config).model
+    return load_file(Path(given), config).model
+
+
+def load_file(path: Path, config: Mapping[str, Any] | None = None) -> Official:
+    """`load`, from a file or folder, which its errors name."""
+    checkpoint = read_checkpoint(path)
+    try:
+        return load(checkpoint, config)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('load_official: ')}") from None
 
 
 def load(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) -> Official:
@@ -105,6 +111,11 @@ def _as_ours(
 ) -> tuple[_StateDict, dict[str, Any]]:  # fmt: skip
     """The parameters alone, under the keys of the plain layout, and the settings, which say what that has changed."""
     if any(key.startswith("pre_model.") for key in weights):  # a baseline that started from a pretrained backbone
+        if not settings.get("fused_add_norm", True):
+            raise UserError(
+                "load_official: fused_add_norm=False with pretrained_model of the published model is not supported "
+                "(supported: True): it reads the input of the last layer there, not its output"
+            )
         settings = settings | {"pretrained_model": True}
         return _StateDict({k.replace("pre_model.", "caduceus.", 1): v for k, v in weights.items()}), settings
     if kind != "CaduceusForMaskedLM":

@@ -216,7 +216,7 @@ def test_mistakes(seq2exp, tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"model": "HyenaDNA"}')
     for arguments, words in (
         (("absent.ckpt", "out"), "absent.ckpt: no such file"),
-        (("x.pt", "out"), "prior_weights is neither in the state dict nor, as prior_weight, in the config"),
+        (("x.pt", "out"), "x.pt: prior_weights is neither in the state dict nor, as prior_weight, in the config"),
         (("x.pt", "out", "--config", "bad.yaml"), "bad.yaml: expected settings"),
         (("full", "out", "--to", "official"), "neither a run folder nor a saved model"),
         (("other", "out", "--to", "official"), "a HyenaDNA has no published counterpart"),

@@ -94,6 +94,12 @@ def dropped(*names):
         ("soft", lambda w: w, {"rcps": True}, "rcps=True"),
         ("hard", lambda w: w, {"seq_range": 64}, r"pos_emb is \(32, 8\) in the state dict, .*seq_range"),
         ("baseline", dropped("input_layer.weight"), {}, "input_layer.weight"),
+        (
+            "baseline",
+            lambda w: {k.replace("caduceus.", "pre_model."): v for k, v in w.items()},
+            {"fused_add_norm": False},
+            "fused_add_norm=False with pretrained_model",
+        ),
     ],
 )
 def test_refused_in_a_sentence_that_names_the_key(preset, change, settings, words):
