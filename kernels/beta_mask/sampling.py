@@ -28,7 +28,8 @@ def log_gamma_sample(concentration: Tensor, seed: int, rows: Tensor, stream: int
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
 
     result = torch.full_like(a, math.nan).flatten()
-    pending = torch.isfinite(a).flatten().nonzero().flatten()  # NaN stays NaN: no draw would ever be accepted
+    drawable = torch.isfinite(a) & (a > 0)  # of others no draw would ever be accepted: they stay NaN
+    pending = drawable.flatten().nonzero().flatten()
     boost = torch.zeros_like(result)
     d, position, row = (x.flatten() for x in (d, position, row))
     attempt = 0

@@ -139,8 +139,8 @@ def _log1p_remainder(y):
 
 @triton.jit
 def log_gamma_draw(concentration, position, row_low, row_high, seed, stream):
-    """log(G / d), G ~ Gamma(concentration), d = boosted concentration - 1/3; NaN for a non-finite concentration."""
-    finite = (concentration - concentration) == 0.0
+    """log(G / d), G ~ Gamma(concentration), d = boosted concentration - 1/3; NaN unless it is finite and positive."""
+    finite = ((concentration - concentration) == 0.0) & (concentration > 0.0)
     small = concentration < 1.0
     d = tl.where(small, concentration + 1.0, concentration) - 1.0 / 3
     zero = position * 0  # counters: uint32, as wide as the block

@@ -218,7 +218,7 @@ def test_opcheck_and_compile(backend):
 @pytest.mark.parametrize(
     "change,error,words",
     [
-        (dict(signals=-torch.ones(2, 40, 3)), ValueError, "signals must be >= 0, the smallest is -1"),
+        (dict(signals=-9 * torch.ones(2, 40, 3)), ValueError, "signals must be >= 0, the smallest is -9"),
         (dict(signals=torch.full((2, 40, 3), math.nan)), ValueError, "NaN or inf"),
         (dict(signal_weights=[1.0, 1.0]), ValueError, "signals have 3 tracks, signal_weights has shape"),
         (dict(prior_mean=1.0), ValueError, r"prior_mean 1.0 is outside \(0, 1\)"),
@@ -238,8 +238,9 @@ def test_opcheck_and_compile(backend):
         (dict(exclude=torch.zeros(2, 40)), ValueError, "exclude must be bool"),
     ],
 )
-def test_bad_input(backend, change, error, words):
+@pytest.mark.parametrize("sample", [False, True])  # no draw of a concentration below 0 is ever accepted
+def test_bad_input(backend, sample, change, error, words):
     logits, signals = inputs(dtype=torch.float32)
-    options = {**SETTINGS, **TRACKS, "signals": signals.detach(), "sample": False, **change}
+    options = {**SETTINGS, **TRACKS, "signals": signals.detach(), "sample": sample, **change}
     with pytest.raises(error, match=words):
         beta_mask(logits, **options)

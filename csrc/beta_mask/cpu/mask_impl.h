@@ -115,7 +115,8 @@ S2E_INLINE Words<Uint> draw_words(const MaskArgs& a, const Block& k, Uint positi
 }
 
 // out = log(G / d), G ~ Gamma(concentration), d = boosted concentration - 1/3. First every position tries once; those that
-// were rejected try again in vectors of their own. A non-finite concentration gives NaN.
+// were rejected try again in vectors of their own. A concentration that is not finite, or not positive, gives NaN: no
+// attempt would ever be accepted.
 S2E_INLINE void log_gamma_draws(const MaskArgs& a, const Block& k, const float* concentration, uint32_t stream, float* out,
                                 int32_t* pending) {
   int64_t waiting = 0;
@@ -125,7 +126,7 @@ S2E_INLINE void log_gamma_draws(const MaskArgs& a, const Block& k, const float* 
     for (int i = 0; i < WIDTH; ++i) position[i] = static_cast<uint32_t>(k.start + j + i);
     const Words<Uint> words = draw_words(a, k, position, stream);
     const GammaAttempt<Vec> attempt = gamma_attempt<Vec>(boosted(c) - 1.f / 3, words);
-    const Int small = c < 1.f, finite = c - c == 0.f, accepted = attempt.accepted | ~finite;
+    const Int small = c < 1.f, finite = (c - c == 0.f) & (c > 0.f), accepted = attempt.accepted | ~finite;
     Vec log_g = Vec{};
     if (any(small)) log_g = select<Vec>(small, seq2exp::log(uniform<Vec>(words.w[3])) / c, log_g);
     log_g += select<Vec>(accepted, seq2exp::log1p(attempt.y) * 3.f, Vec{});

@@ -61,9 +61,9 @@ __device__ __forceinline__ void block_join(float (&x)[kCount]) {
   }
 }
 
-// log(G / d), G ~ Gamma(concentration), d = boosted concentration - 1/3; NaN for a non-finite concentration.
+// log(G / d), G ~ Gamma(concentration), d = boosted concentration - 1/3; NaN for a concentration that is not finite or not positive.
 __device__ __forceinline__ float log_gamma_draw(const GpuMask& a, int64_t row, int64_t j, float concentration, uint32_t stream) {
-  if (!(concentration - concentration == 0.f)) return bit_cast<float>(0x7fffffff);
+  if (!(concentration > 0.f && concentration < __builtin_inff())) return bit_cast<float>(0x7fffffff);
   const bool small = concentration < 1.f;
   const float d = (small ? concentration + 1.f : concentration) - 1.f / 3;
   const uint64_t number = static_cast<uint64_t>(a.rows[row]);
