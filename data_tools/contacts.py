@@ -124,14 +124,14 @@ class TableSource(PairSource):
         wrong = np.isnan(values) & ~table[self.value].str.strip().str.lower().isin(["", "na", "nan"]).to_numpy()
         wrong |= (values < 0) | np.isinf(values)
         if wrong.any():
-            line = int(wrong.argmax())
-            text = table[self.value].iloc[line]
-            raise UserError(f"{path}: line {line + 2}: {self.value} is {text!r}, not a finite number of at least 0.")
+            line = table.index[wrong.argmax()]
+            text = table.at[line, self.value]
+            raise UserError(f"{path}: line {line}: {self.value} is {text!r}, not a finite number of at least 0.")
         self.resolution = _resolution(path, np.concatenate(bins))
         numbers = [b // self.resolution for b in bins]
         self._chroms = {}
         for chrom, lines in table.groupby("chrom").indices.items():
-            _check_bins(path, str(chrom), np.maximum(*bins)[lines], lines + 2, lengths)
+            _check_bins(path, str(chrom), np.maximum(*bins)[lines], table.index[lines], lengths)
             self._chroms[str(chrom)] = _lookup(numbers[0][lines], numbers[1][lines], values[lines])
 
 
@@ -273,9 +273,7 @@ def _lookup(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> tuple[
     return covered, keys[order], values[order]
 
 
-def _check_bins(
-    path: Path, chrom: str, starts: np.ndarray, lines: np.ndarray, lengths: Mapping[str, int] | None
-) -> None:
+def _check_bins(path: Path, chrom: str, starts: np.ndarray, lines: pd.Index, lengths: Mapping[str, int] | None) -> None:
     outside = starts >= (lengths or {}).get(chrom, np.inf)
     if lengths and outside.any():
         at = int(outside.argmax())
@@ -320,8 +318,8 @@ def _whole_numbers(path: Path, table: pd.DataFrame, name: str) -> np.ndarray:
     numbers = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
     wrong = ~np.isfinite(numbers) | (numbers < 0) | (numbers % 1 != 0)
     if wrong.any():
-        line = int(wrong.argmax())
-        raise UserError(f"{path}: line {line + 2}: {name} is {table[name].iloc[line]!r}, not a position.")
+        line = table.index[wrong.argmax()]
+        raise UserError(f"{path}: line {line}: {name} is {table.at[line, name]!r}, not a position.")
     return np.asarray(numbers.astype(np.int64))
 
 

@@ -110,8 +110,8 @@ def find_column(path: Path, table: pd.DataFrame, role: str, named: Mapping[str, 
 
 
 def _where(row: object) -> str:
-    """The line of a row, or its gene in tables that are indexed by gene: rows count from 0, below the header."""
-    return f"line {row + 2}" if isinstance(row, int | np.integer) else f"gene {row}"
+    """The line of a row, as ``read_table`` counts them, or its gene in tables that are indexed by gene."""
+    return f"line {row}" if isinstance(row, int | np.integer) else f"gene {row}"
 
 
 def _column(path: Path, table: pd.DataFrame, name: str, role: str) -> str:

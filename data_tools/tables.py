@@ -50,13 +50,18 @@ def numbered_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 def read_table(path: Path) -> pd.DataFrame:
     """Reads a CSV or TSV with a header, gzip or not, as text; empty fields are "". Tabs in the header mean TSV.
 
+    Returns:
+        The table without empty lines; its index is the number of each row's first line in the file, from 1.
+
     Raises:
         UserError: not a table, not UTF-8 text, truncated gzip, or two columns of one name.
     """
     packed = is_gzip(path)
     try:
         with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as text:
-            header = text.readline()
+            blank, header = 0, text.readline()
+            while header.isspace():
+                blank, header = blank + 1, text.readline()
             separator = "\t" if "\t" in header else ","
             names = [name.strip().strip('"') for name in header.rstrip("\r\n").split(separator)]
             twice = {name for name in names if names.count(name) > 1}
@@ -65,12 +70,26 @@ def read_table(path: Path) -> pd.DataFrame:
             text.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("error", pd.errors.ParserWarning)  # lines longer than the header
-                table = pd.read_csv(text, sep=separator, dtype=str, keep_default_na=False, index_col=False)
+                table = pd.read_csv(
+                    text, sep=separator, dtype=str, keep_default_na=False, index_col=False, skiprows=blank,
+                    skip_blank_lines=False,
+                )  # fmt: skip
+            text.seek(0)
+            lines = sum(1 for _ in text)
     except (ValueError, pd.errors.ParserWarning, EOFError, OSError, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable CSV or TSV table ({first_line(error)}).") from error
-    return table.fillna("").rename(columns=str.strip)
+    table = table.fillna("").rename(columns=str.strip)
+    heights = np.ones(len(table), dtype=np.int64)
+    if lines != blank + 1 + len(table):  # quoted fields with line ends in them
+        for _, column in table.items():
+            heights += column.str.count("\n").to_numpy(np.int64)
+    table.index = pd.Index(blank + 2 + np.cumsum(heights) - heights)
+    is_blank = np.ones(len(table), dtype=bool)
+    for _, column in table.items():
+        is_blank[is_blank] = column[is_blank].str.strip() == ""
+    return table[~is_blank]
 
 
 def read_bed(path: Path, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:

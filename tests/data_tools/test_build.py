@@ -14,6 +14,7 @@ from seq2exp.data_tools import workspace as workspace_module
 from seq2exp.data_tools.bigwig import BigWig, storage_dtype, write_bigwig
 from seq2exp.data_tools.contacts import PowerLaw
 from seq2exp.data_tools.fasta import read_codes, write_fasta
+from seq2exp.data_tools.tables import read_table
 from seq2exp.errors import UserError
 
 from .conftest import LENGTHS
@@ -251,6 +252,18 @@ def test_text_in_place_of_a_bigwig(inputs):
 )
 def test_wrong_gene_table(inputs, text, said):
     refused(genes(inputs, text), said)
+
+
+def test_lines_are_those_of_the_file(inputs, tmp_path):
+    """Blank lines and line ends within quotes count too."""
+    head, good = "\n\ngene_id,chrom,tss,strand,target,split\n", 'G,chr1,1,+,1,a\n\n"H\n\nI",chr1,2,+,1,a\n   \n'
+    table = read_table(genes(inputs, head + good + "J,chr1,3,+,1,a\n,,,,,\n")["genes"])
+    assert table.index.tolist() == [4, 6, 10] and table["gene_id"].tolist() == ["G", "H\n\nI", "J"]
+    refused(genes(inputs, head + good + "J,chr1,x,+,1,a\n"), "line 10: tss is 'x'")
+    refused(genes(inputs, head + good + "J,chr1,3,?,1,a\n"), "line 10: strand is")
+    refused(genes(inputs, head + good + "J,chr1,3,+,1,a\n,,,,,b\n"), "line 11 has no gene id")
+    (tmp_path / "c.tsv").write_text("chrom\tbin1\tbin2\tvalue\n\nchr1\t0\t500\t1\n\nchr1\t500\t3500\t2\n")
+    refused(genes(inputs, head + good), "line 5: the bin at chr1:3,500 is outside", contacts=str(tmp_path / "c.tsv"))
 
 
 def test_gene_table_that_is_no_text(inputs):
