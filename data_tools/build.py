@@ -103,7 +103,8 @@ class _Inputs:
         for name, path in config.track.items():
             _check_track(name, path, config.fasta, lengths, list(self.chromosomes))
         self.regions = config.read_regions(self.chromosomes)
-        self.contacts: ContactSource | None = config.open_contacts(self.chromosomes)
+        source = config.open_contacts(self.chromosomes)
+        self.contacts = None if source is None else _contact_rows(config, source, self.genes)
         empty = int(self.genes["target"].isna().sum())
         if empty:
             log.warning(
@@ -153,11 +154,9 @@ def _write_header(config: BuildConfig, inputs: _Inputs, work: Workspace, provena
     """Contacts, genes and intervals (small: written anew each time), then the attributes."""
     contacts = None
     if inputs.contacts is not None:
-        values, described = _contact_rows(config, inputs.contacts, inputs.genes)
+        values, contacts = inputs.contacts
         chunks = min(len(values), 1024), values.shape[1]
-        array = write_small_array(work.group, "contacts", values, chunks)
-        contacts = described
-        array.attrs.put(described)
+        write_small_array(work.group, "contacts", values, chunks).attrs.put(contacts)
     for number, (name, column) in enumerate(inputs.genes.items()):
         values = column.to_numpy()
         if values.dtype.kind in "OTU" or isinstance(column.dtype, pd.StringDtype):

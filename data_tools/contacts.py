@@ -27,6 +27,7 @@ RESOLUTION = 5_000  # bases a bin, where the source does not say: the Activity-b
 _FLOOR = 5_000  # ABC: the law was fitted from 5 kb on; nearer pairs count as 5 kb apart
 _PSEUDOCOUNT_DISTANCE = 1_000_000  # ABC: hic_pseudocount_distance
 _COVERAGE = 0.01  # ABC: qc_hic, the least contact of a promoter with itself, a row of the map summing to 1
+_Lookup = tuple[np.ndarray, np.ndarray, np.ndarray]  # bins that have a value, sorted pair keys, values
 _VALUE_COLUMNS = ("KR_norm", "KR", "VC_norm", "VC", "balanced", "contact", "value", "count", "raw_count")
 
 
@@ -47,7 +48,7 @@ class PowerLaw:
 
 
 class ContactSource(Protocol):
-    """Where contacts come from; resolution in bases."""
+    """Where contacts come from; resolution in bases a bin, of some sources known once there are rows."""
 
     resolution: int
     value: str
@@ -75,7 +76,7 @@ class PairSource:
 
     resolution: int
     value: str
-    _chroms: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    _chroms: dict[str, _Lookup]
 
     def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
         out = np.full((len(tss), 2 * reach + 1), np.nan)
@@ -84,7 +85,7 @@ class PairSource:
             out[here] = self._rows(lookup, tss[here], reach)
         return out
 
-    def _rows(self, lookup: tuple[np.ndarray, np.ndarray, np.ndarray], tss: np.ndarray, reach: int) -> np.ndarray:
+    def _rows(self, lookup: _Lookup, tss: np.ndarray, reach: int) -> np.ndarray:
         covered, keys, values = lookup
         own = (tss // self.resolution)[:, None]
         other = own + np.arange(-reach, reach + 1)[None, :]
@@ -140,18 +141,27 @@ class JuicerSource(PairSource):
     for the arguments; chromosomes that `lengths` lacks are not read."""
 
     def __init__(self, contacts: str, lengths: Mapping[str, int], value: str | None = None) -> None:
-        self.value, found = find_juicer_files(contacts, value)
-        check_chromosomes(found, lengths)
+        self.value, self._files = find_juicer_files(contacts, value)
+        check_chromosomes(self._files, lengths)
         if value is None and self.value == "NONE":
             log.warning("%s: no normalisation; raw counts are used.", contacts)
-        self._chroms = {}
+        self._contacts, self._lengths = contacts, lengths
+
+    def rows(self, chroms: np.ndarray, tss: np.ndarray, reach: int) -> np.ndarray:
+        """As of ``ContactSource``; reads one chromosome at a time. Raises UserError as ``read_juicer``."""
+        out = np.full((len(tss), 2 * reach + 1), np.nan)
         resolutions = {}
-        for chrom in set(found) & set(lengths):
-            first, second, values, resolutions[chrom] = read_juicer(found[chrom], lengths[chrom])
-            self._chroms[chrom] = _lookup(first, second, values)
+        for chrom in sorted(set(self._files) & set(self._lengths)):
+            here = np.flatnonzero(chroms == chrom)
+            out[here] = self._rows(self._read(chrom), tss[here], reach)
+            resolutions[chrom] = self.resolution
         if len(set(resolutions.values())) > 1:
-            raise UserError(f"{contacts}: the files are of different resolutions ({_listed(resolutions)}).")
-        self.resolution = next(iter(resolutions.values()))
+            raise UserError(f"{self._contacts}: the files are of different resolutions ({_listed(resolutions)}).")
+        return out
+
+    def _read(self, chrom: str) -> _Lookup:
+        first, second, values, self.resolution = read_juicer(self._files[chrom], self._lengths[chrom])
+        return _lookup(first, second, values)
 
 
 class MapSource:
@@ -264,8 +274,7 @@ def _key(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.asarray((low.astype(np.int64) << 32) + high.astype(np.int64))
 
 
-def _lookup(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(bins that have a value, sorted pair keys, values)."""
+def _lookup(first: np.ndarray, second: np.ndarray, values: np.ndarray) -> _Lookup:
     known = np.isfinite(values)
     covered = np.unique(np.concatenate([first[known], second[known]]))
     keys = _key(np.minimum(first, second), np.maximum(first, second))

@@ -1,11 +1,13 @@
 """RAWobserved and KRnorm files."""
 
 import gzip
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from seq2exp.data_tools import contacts
 from seq2exp.data_tools.contacts import JuicerSource, open_contacts
 from seq2exp.data_tools.juicer import find_juicer_files
 from seq2exp.errors import UserError
@@ -28,9 +30,9 @@ def rows(source: JuicerSource) -> np.ndarray:
 
 def test_rows_by_hand(raw):
     source = open_contacts(str(raw), lengths=LENGTHS)
-    assert isinstance(source, JuicerSource) and (source.resolution, source.value) == (5_000, "KR")
     # count / (factor * factor); bin 2 failed to normalise; bin -1 is outside
     np.testing.assert_array_equal(rows(source)[0], [np.nan, 10 / (0.5 * 2), 40 / 4, np.nan, 4 / (2 * 4)])
+    assert isinstance(source, JuicerSource) and (source.resolution, source.value) == (5_000, "KR")
     assert np.isnan(rows(source)[1:]).all()
 
 
@@ -60,6 +62,25 @@ def test_a_path_with_the_chromosome_left_open(raw, tmp_path):
         find_juicer_files(str(tmp_path / "map.RAWobserved"))
 
 
+def test_one_chromosome_is_held_at_a_time(tmp_path, monkeypatch):
+    for chrom in LENGTHS:
+        (tmp_path / f"{chrom}.RAWobserved").write_text("0\t0\t2\n0\t5000\t3\n")
+    read, before = contacts.read_juicer, []
+
+    def watched(files, length):
+        assert not [values for values in before if values() is not None]
+        found = read(files, length)
+        before.append(weakref.ref(found[2]))
+        return found
+
+    monkeypatch.setattr(contacts, "read_juicer", watched)
+    rows(open_contacts(str(tmp_path / "{chrom}.RAWobserved"), lengths=LENGTHS))
+    assert len(before) == 2
+    (tmp_path / "chr2.RAWobserved").write_text("0\t0\t2\n0\t2500\t3\n")
+    with pytest.raises(UserError, match=r"different resolutions \(chr1 5,000, chr2 2,500\)"):
+        rows(open_contacts(str(tmp_path / "{chrom}.RAWobserved"), lengths=LENGTHS))
+
+
 @pytest.mark.parametrize(
     ("counts", "factors", "said"),
     [
@@ -80,5 +101,5 @@ def test_wrong_files(raw, counts, factors, said):
     raw.write_text(counts)
     raw.with_name("K562_chr1_5kb.KRnorm").write_text(factors)
     with pytest.raises(UserError, match=said) as error:
-        open_contacts(str(raw), lengths=LENGTHS)
+        rows(open_contacts(str(raw), lengths=LENGTHS))
     assert "\n" not in str(error.value)

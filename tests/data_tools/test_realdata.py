@@ -271,10 +271,10 @@ def test_juicer_files_give_the_published_normalised_contacts(realdata):
     source = open_contacts(
         str(realdata / "extra_hg19" / "K562.chr22.5kb.RAWobserved.gz"), lengths={"chr22": 51_304_566}
     )
-    assert (source.value, source.resolution) == ("KR", 5_000)
     table = pd.read_csv(realdata / "hg38" / "hic" / "K562_HiC.chr22.5kb.hg38.tsv.gz", sep="\t")
     table = table[np.isfinite(table["KR_norm"])].sample(1_000, random_state=0)
     rows = source.rows(np.full(1_000, "chr22"), table["bin1_hg19"].to_numpy() + 2_500, reach=200)
+    assert (source.value, source.resolution) == ("KR", 5_000)
     apart = (table["bin2_hg19"] - table["bin1_hg19"]).to_numpy() // 5_000
     near = apart <= 200
     assert near.sum() > 900
@@ -284,7 +284,10 @@ def test_juicer_files_give_the_published_normalised_contacts(realdata):
 
 def test_juicer_files_of_another_assembly(realdata):
     with pytest.raises(UserError, match=r"KRnorm\.gz: has 10,263 lines, but the chromosome has 10,361 bins"):
-        open_contacts(str(realdata / "extra_hg19" / "K562.chr22.5kb.RAWobserved.gz"), lengths={"chr22": 51_804_566})
+        source = open_contacts(
+            str(realdata / "extra_hg19" / "K562.chr22.5kb.RAWobserved.gz"), lengths={"chr22": 51_804_566}
+        )
+        source.rows(np.array(["chr22"]), np.array([20_000_000]), reach=2)
 
 
 def test_mrna_features_of_the_public_table(realdata):
