@@ -235,10 +235,10 @@ def _describe(store: Store, console: Console) -> None:
 def _contact_words(contacts: dict[str, Any] | None) -> str:
     if contacts is None:
         return "none"
-    law = contacts["power_law"]
+    law, recipe = contacts["power_law"], contacts.get("recipe", "measured")  # format 1 knew no other
     return (
-        f"{contacts['value']} of {contacts['source']}, {contacts['resolution']:,} bases a bin, "
-        f"{contacts['reach']} bins each side; {law['filled']:.1%} of them by the power law "
+        f"{contacts['source']}; normalisation or column: {contacts['value']}; recipe: {recipe}; "
+        f"{contacts['resolution']:,} bases a bin, {contacts['reach']} bins each side; {law['filled']:.1%} of them by the power law "
         f"(gamma {law['gamma']:.3g}, scale {law['scale']:.3g}, times {law['factor']:.4g})"
     )
 

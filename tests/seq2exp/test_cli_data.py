@@ -37,6 +37,16 @@ def test_yaml_and_options_together(tmp_path: Path):
     assert open_store(tmp_path / "s.zarr").tracks == ["DNase"]
 
 
+def test_info_says_how_contacts_were_made(tmp_path: Path):
+    run("simulate", tmp_path / "sim", "--genes", 30)
+    sim = tmp_path / "sim"
+    arguments = ["--fasta", sim / "genome.fa", "--genes", sim / "genes.csv", "--target", "target"]
+    arguments += ["--contacts", sim / "contacts.tsv", "--contact-recipe", "abc", "--out", tmp_path / "s.zarr"]
+    said = " ".join(run("build", *arguments).split())
+    assert "normalisation or column: contact; recipe: abc; 16 bases a bin, 200 bins each side" in said
+    assert said == " ".join(run("info", tmp_path / "s.zarr").split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
