@@ -190,6 +190,11 @@ def _contact_rows(config: BuildConfig, source: ContactSource, genes: pd.DataFram
     reach = config.contact_reach
     law = PowerLaw(config.powerlaw_gamma, config.powerlaw_scale)
     rows = source.rows(genes["chrom"].to_numpy(), genes["tss"].to_numpy(), reach)
+    if config.contact_resolution not in (None, source.resolution):
+        raise UserError(
+            f"{config.contacts}: its bins have {source.resolution:,} bases, not {config.contact_resolution:,} as "
+            "asked; leave out --contact-resolution, or give another file."
+        )
     filled = ~np.isfinite(rows)
     factor = power_law_factor(rows, law, reach, source.resolution)
     if config.contact_recipe == "abc":

@@ -41,7 +41,7 @@ class BuildConfig(BaseModel):
     contact_bins: tuple[str, str] | None = Field(None, description="the two bin columns of a contact table")
     contact_value: str | None = Field(None, description="value column of a contact table, or normalisation of a map")
     contact_recipe: Literal["measured", "abc"] = Field("measured", description="abc: coverage test and pseudocount too")
-    contact_resolution: int = Field(RESOLUTION, gt=0, description="bases a bin, of a .hic or .mcool")
+    contact_resolution: int | None = Field(None, gt=0, description="bases a bin; of a .hic or .mcool by default 5,000")
     contact_reach: int = Field(200, gt=0, description="bins kept on each side of a TSS")
     powerlaw_gamma: float = Field(PowerLaw.gamma, gt=0)
     powerlaw_scale: float = PowerLaw.scale
@@ -154,7 +154,7 @@ class BuildConfig(BaseModel):
             self.contacts,
             columns=self.contact_bins,
             value=self.contact_value,
-            resolution=self.contact_resolution,
+            resolution=self.contact_resolution or RESOLUTION,
             hint=self.fasta.name,
             lengths=lengths,
         )

@@ -214,4 +214,6 @@ def check_strands(path: Path, genes: pd.DataFrame) -> None:
     wrong = ~genes["strand"].isin(["+", "-", "."])
     if wrong.any():
         row = wrong.idxmax()
-        raise UserError(f"{path}: {_where(row)}: strand is {genes['strand'][row]!r}, not + or -.")
+        raise UserError(
+            f"{path}: {_where(row)}: strand is {genes['strand'][row]!r}; it must be + or -, or . where unknown."
+        )

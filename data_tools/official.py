@@ -68,7 +68,9 @@ class OfficialConfig(BuildConfig):
     contact_reach: int = 21  # windows of 200 kb, whatever the position of the TSS in its bin
 
     @classmethod
-    def find(cls, root: Path, cell_type: str, out: Path, target: str = "cage", fold: str = FOLD) -> "OfficialConfig":
+    def find(
+        cls, root: Path, cell_type: str, out: Path, target: str = "cage", fold: str = FOLD, workers: int = 1
+    ) -> "OfficialConfig":
         """Finds the files.
 
         Args:
@@ -76,6 +78,7 @@ class OfficialConfig(BuildConfig):
             cell_type: one of ``CELL_TYPES``.
             target: cage or rna.
             fold: column of the split table.
+            workers: processes; each holds a chromosome in memory.
 
         Raises:
             UserError: files are missing, all of them named with what they are for; several where one is expected.
@@ -83,6 +86,8 @@ class OfficialConfig(BuildConfig):
         for name, value, choices in (("cell type", cell_type, CELL_TYPES), ("target", target, ("cage", "rna"))):
             if value not in choices:
                 raise UserError(f"{name} {value!r} is unknown: one of {', '.join(choices)}.")
+        if workers < 1:
+            raise UserError(f"workers is {workers}; it must be at least 1.")
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; it must hold hg38/ and {_INTER}/ of the published dataset.")
         wanted = _FILES | (_H1_FILES if cell_type == "H1" else {})
@@ -115,6 +120,7 @@ class OfficialConfig(BuildConfig):
             contact_chromosomes=chromosomes,
             cell_type=cell_type,
             peaks=peaks if peaks.is_file() else None,
+            workers=workers,
             **found,
         )
 
@@ -209,7 +215,14 @@ class OfficialConfig(BuildConfig):
 
 
 def import_official(
-    root: Path, cell_type: str, out: Path, *, target: str = "cage", fold: str = FOLD, progress: bool = False
+    root: Path,
+    cell_type: str,
+    out: Path,
+    *,
+    target: str = "cage",
+    fold: str = FOLD,
+    workers: int = 1,
+    progress: bool = False,
 ) -> Store:
     """Builds a store from the published dataset's folder; resumable and atomic as ``build_store``.
 
@@ -218,11 +231,12 @@ def import_official(
         cell_type: K562, GM12878 or H1.
         target: cage (log10(1 + sum of CAGE over 384 bases)) or rna (log10 RNA-seq, as the table has it).
         fold: column of the split table.
+        workers: processes; each holds a chromosome in memory.
 
     Raises:
         UserError: missing files, all named at once; tables, HDF5 or pickles that are not what they must be.
     """
-    return build(OfficialConfig.find(root, cell_type, out, target, fold), progress=progress)
+    return build(OfficialConfig.find(root, cell_type, out, target, fold, workers), progress=progress)
 
 
 def runs(mask: np.ndarray) -> np.ndarray:

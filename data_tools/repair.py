@@ -30,7 +30,9 @@ def find_damage(path: str | Path) -> dict[str, list[str]]:
     """
     path = Path(path)
     header = read_header(path)
-    damage = {name: _damage(path / name) for name in _long_arrays(header)}
+    damage = {
+        name: _damage(path / name, f"rebuild it with `seq2exp data repair {path}`") for name in _long_arrays(header)
+    }
     group = zarr.open_group(path, mode="r")
     for name in _short_arrays(path, header):
         try:
@@ -100,9 +102,9 @@ def _replace(made: Path, damaged: Path) -> None:
             file.unlink()
 
 
-def _damage(array: Path) -> list[str]:
+def _damage(array: Path, remedy: str) -> list[str]:
     try:
-        return list(ChunkedArray(array, ChunkCache(0)).damage())
+        return list(ChunkedArray(array, ChunkCache(0), remedy).damage())
     except UserError as error:
         return [str(error)]
 

@@ -182,7 +182,7 @@ class Store:
 
 def read_header(path: Path) -> dict[str, Any]:
     """What a store says of itself. Raises UserError as ``open_store`` does."""
-    again = "run the same `seq2exp data build` command again to finish it"
+    again = "run the command that began it again (`seq2exp data build` or `import-official`), which finishes it"
     if path.name.endswith(".partial"):
         raise UserError(f"{path}: an unfinished store; {again}.")
     if not path.exists():

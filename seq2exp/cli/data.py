@@ -89,7 +89,7 @@ def build_command(
     contact_recipe: Annotated[
         str | None, typer.Option(help="measured (as they are), or abc: coverage test and pseudocount too.")
     ] = None,
-    contact_resolution: Annotated[int | None, typer.Option(help="Bases a bin, of .hic and .mcool.")] = None,
+    contact_resolution: Annotated[int | None, typer.Option(help="Bases a bin; of .hic and .mcool 5,000.")] = None,
     contact_reach: Annotated[int | None, typer.Option(help="Bins kept on each side of a TSS.")] = None,
     powerlaw_gamma: Annotated[float | None, typer.Option(help="Exponent of the power law.")] = None,
     powerlaw_scale: Annotated[float | None, typer.Option(help="Scale of the power law.")] = None,
@@ -123,10 +123,13 @@ def import_official_command(
     out: Annotated[Path, typer.Option(help="The store to write.")],
     target: Annotated[str, typer.Option(help="cage: log10(1 + CAGE); rna: log10 RNA-seq.")] = "cage",
     fold: Annotated[str, typer.Option(help="Column of the split table.")] = FOLD,
+    workers: Annotated[int, typer.Option(help="Processes, each with a chromosome in memory.")] = 1,
 ) -> None:
     """Builds a store from the published dataset's folder; the same command again finishes an interrupted import."""
     with _log() as console:
-        store = import_official(data_root, cell_type, out, target=target, fold=fold, progress=console.is_terminal)
+        store = import_official(
+            data_root, cell_type, out, target=target, fold=fold, workers=workers, progress=console.is_terminal
+        )
     _describe(store, Console())
 
 
@@ -238,8 +241,8 @@ def _contact_words(contacts: dict[str, Any] | None) -> str:
     law, recipe = contacts["power_law"], contacts.get("recipe", "measured")  # format 1 knew no other
     return (
         f"{contacts['source']}; normalisation or column: {contacts['value']}; recipe: {recipe}; "
-        f"{contacts['resolution']:,} bases a bin, {contacts['reach']} bins each side; {law['filled']:.1%} of them by the power law "
-        f"(gamma {law['gamma']:.3g}, scale {law['scale']:.3g}, times {law['factor']:.4g})"
+        f"{contacts['resolution']:,} bases a bin, {contacts['reach']} bins each side; {law['filled']:.1%} of them by "
+        f"the power law (gamma {law['gamma']:.3g}, scale {law['scale']:.3g}, times {law['factor']:.4g})"
     )
 
 

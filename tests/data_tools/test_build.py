@@ -103,6 +103,12 @@ def test_the_abc_recipe_and_genes_without_contacts(inputs, tmp_path, caplog):
     assert store.info["contacts"]["recipe"] == "abc" and plain.info["contacts"]["recipe"] == "measured"
 
 
+def test_contacts_of_another_resolution_than_asked(inputs, tmp_path):
+    contacts = {"contacts": str(tmp_path / "contacts.tsv"), "contact_reach": 3}
+    refused(inputs, r"contacts\.tsv: its bins have 500 bases, not 1,000 as asked", contact_resolution=1_000, **contacts)
+    assert build_store(**inputs, contact_resolution=500, **contacts).contact_resolution == 500
+
+
 def test_power_law_alone(inputs):
     store = build_store(**inputs, contacts="powerlaw", powerlaw_gamma=1.0, powerlaw_scale=9.0)
     np.testing.assert_allclose(store.contacts(0, 0, 10), np.log10(1 + np.exp(9.0) / 5_001), rtol=1e-6)
@@ -385,7 +391,7 @@ def test_full_disk_keeps_finished_parts_and_goes_on(inputs, monkeypatch):
     monkeypatch.setattr(workspace_module, "write_array", full)
     with pytest.raises(UserError, match=r"No space left on device; .* run the same command again"):
         build_store(**inputs)
-    with pytest.raises(UserError, match="run the same `seq2exp data build` command again"):
+    with pytest.raises(UserError, match="run the command that began it again"):
         open_store(inputs["out"])
     with pytest.raises(UserError, match="an unfinished store"):
         open_store(inputs["out"].with_name("store.zarr.partial"))

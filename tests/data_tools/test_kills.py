@@ -39,7 +39,7 @@ def refused_or_whole(out: Path, expected: dict[Path, bytes]) -> None:
     try:
         open_store(out)
     except UserError as error:
-        assert "run the same `seq2exp data build` command again" in str(error) or "no such store" in str(error)
+        assert "run the command that began it again" in str(error) or "no such store" in str(error)
         assert not out.exists()
     else:
         found = contents(out)

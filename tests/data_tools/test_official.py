@@ -132,6 +132,16 @@ def test_other_cell_types(tmp_path, cell):
     assert imported(root, cell).path == store.path  # the same again changes nothing
 
 
+def test_workers_import_the_same(root):
+    one = imported(root)
+    two = import_official(root, "K562", root.parent / "two.zarr", workers=2)
+    assert two.info["build"] == one.info["build"] and two.genes.equals(one.genes)
+    for chrom, length in LENGTHS.items():
+        np.testing.assert_array_equal(two.track("DNase", chrom, 0, length), one.track("DNase", chrom, 0, length))
+    with pytest.raises(UserError, match="workers is 0"):
+        import_official(root, "K562", root.parent / "none.zarr", workers=0)
+
+
 def test_rna_and_another_fold(root):
     store = imported(root, target="rna", fold="fold_1")
     np.testing.assert_allclose(store.genes["target"], np.arange(5) / 20)

@@ -53,7 +53,8 @@ def test_only_the_damaged_array_is_built_again(whole, array, how, monkeypatch):
         spoil(file)
     else:
         file.write_bytes(file.read_bytes()[:-7])
-    assert list(find_damage(whole)) == [array]
+    damage = find_damage(whole)
+    assert list(damage) == [array] and (array not in ARRAYS[:2] or f"data repair {whole}" in damage[array][0])
     monkeypatch.chdir("/")
     assert list(repair_store(whole)) == [array]
     assert contents(whole) == before and find_damage(whole) == {}
