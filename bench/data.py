@@ -61,9 +61,8 @@ def store_path() -> Path:
     genes.loc[GENES] = [GENES, OTHER, OTHER_TSS, "+", ""]
     genes.assign(target=0.0).to_csv(folder / "genes.csv", index=False)
     out = folder / "store.zarr"
-    build_store(
-        out=out, fasta=FASTA, track=TRACKS, genes=folder / "genes.csv", target="target", split="split", contacts="powerlaw"
-    )  # fmt: skip
+    columns = {"target": "target", "split": "split"}
+    build_store(out=out, fasta=FASTA, track=TRACKS, genes=folder / "genes.csv", contacts="powerlaw", **columns)
     return out
 
 
