@@ -19,10 +19,11 @@ from seq2exp.errors import UserError
 
 from .discover import Locus
 
-# Columns by which a header says which gene an element was tested for, and whether it regulates it; the first counts.
+# Columns by which a header says which gene an element was tested for (all are tried: published tables have NA in some)
+# and whether it regulates it (the first counts). Compared without case.
 GENE = ("gene_id", "measuredensemblid", "gene", "gene_name", "genesymbol", "measuredgenesymbol", "targetgene")
 REGULATED = ("regulated", "significant")
-YES, NO = ("true", "1", "yes", "t"), ("false", "0", "no", "f")
+YES, NO, UNKNOWN = ("true", "1", "yes", "t"), ("false", "0", "no", "f"), ("na", "")
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,23 @@ def read_set(name: str, path: Path, chromosomes: Mapping[str, int], genes: pd.Da
         )
     if "gene" in columns:
         ids = {key: gene for gene, *keys in _gene_keys(genes) for key in keys}
-        table["gene_id"] = table["gene"].map(lambda gene: ids.get(gene, ids.get(gene.split(".")[0], "")))
-        _leave_out(table["gene_id"] == "", "of genes that are not looked at", notes)
-        table = table[table["gene_id"] != ""]
+        table["gene_id"] = table["gene"].map(lambda names: next((ids[name] for name in names if name in ids), ""))
+        table = _leave_out(table, table["gene_id"] == "", "of genes that are not looked at", notes)
     else:
         table["gene_id"] = ""
+    table = _leave_out(table, table["regulated"].isin(UNKNOWN), "not known to regulate or not", notes)
+    table["regulated"] = ~table["regulated"].isin(NO)
     kept = table[["chrom", "start", "end", "gene_id", "regulated"]].reset_index(drop=True)
     return ElementSet(name, kept, "gene" in columns, "regulated" in columns, notes)
 
 
-def _parse(path: Path) -> tuple[dict[str, int], list[tuple[Any, ...]]]:
-    """The columns that a header gives, and of each line its number, chrom, start, end, gene, regulated."""
-    columns: dict[str, int] = {}
+def _parse(path: Path) -> tuple[dict[str, list[int]], list[tuple[Any, ...]]]:
+    """The columns that a header gives, and of each line its number, chrom, start, end, the gene's names, regulated.
+
+    A name that ends in a version is there without it too.
+    """
+    columns: dict[str, list[int]] = {}
+    places = [0, 1, 2]
     lines: list[tuple[Any, ...]] = []
     for number, line in numbered_lines(path, "BED"):
         fields = line.split("\t") if "\t" in line else line.split()
@@ -189,26 +195,26 @@ def _parse(path: Path) -> tuple[dict[str, int], list[tuple[Any, ...]]]:
         if not lines and not columns:
             columns = _columns([name.strip().lstrip("#").lower() for name in fields])
             if columns:
+                places = [columns[name][0] for name in ("chrom", "start", "end")]
                 continue
         if line.startswith("#"):
             continue
         try:
-            chrom, start, end = (
-                fields[columns.get(name, i)].strip() for i, name in enumerate(("chrom", "start", "end"))
-            )
+            chrom, start, end = (fields[place].strip() for place in places)
             low, high = int(start), int(end)
-            gene, flag = (fields[columns[name]].strip() if name in columns else "" for name in ("gene", "regulated"))
+            names = [fields[place].strip() for place in columns.get("gene", [])]
+            flag = fields[columns["regulated"][0]].strip().lower() if "regulated" in columns else YES[0]
         except (IndexError, ValueError):
             raise UserError(f"{path}: line {number} is not BED (chromosome, start, end, tab-separated)") from None
         if not 0 <= low < high:
             raise UserError(f"{path}: line {number}: {chrom}:{start}-{end} is no interval")
-        if "regulated" in columns and flag.lower() not in YES + NO:
+        if flag not in YES + NO + UNKNOWN:
             raise UserError(f"{path}: line {number}: whether it regulates is {flag!r}, neither TRUE nor FALSE")
-        lines.append((number, chrom, low, high, gene, flag.lower() not in NO))
+        lines.append((number, chrom, low, high, [*names, *(name.split(".")[0] for name in names)], flag))
     return columns, lines
 
 
-def _columns(names: list[str]) -> dict[str, int]:
+def _columns(names: list[str]) -> dict[str, list[int]]:
     """Where a header has chrom, start, end, and perhaps gene and regulated; nothing for a line that is no header."""
     wanted = {
         "chrom": ("chrom", "chr", "chromosome"), "start": ("start", "chromstart"), "end": ("end", "chromend"),
@@ -216,7 +222,7 @@ def _columns(names: list[str]) -> dict[str, int]:
     }  # fmt: skip
     found = {key: [names.index(name) for name in known if name in names] for key, known in wanted.items()}
     header = found["chrom"] and found["start"] and found["end"]
-    return {key: places[0] for key, places in found.items() if places} if header else {}
+    return {key: places for key, places in found.items() if places} if header else {}
 
 
 def _known_chromosomes(
@@ -233,14 +239,15 @@ def _known_chromosomes(
             )
         notes.append(f"its {table['chrom'].iloc[0]} is taken for {renamed.iloc[0]}, and so on")
         table = table.assign(chrom=renamed)
-    known = table["chrom"].isin(list(chromosomes))
-    _leave_out(~known, "on chromosomes that the store lacks", notes)
-    return table[known].copy()
+    unknown = ~table["chrom"].isin(list(chromosomes))
+    return _leave_out(table, unknown, "on chromosomes that the store lacks", notes)
 
 
-def _leave_out(which: pd.Series, what: str, notes: list[str]) -> None:
+def _leave_out(table: pd.DataFrame, which: pd.Series, what: str, notes: list[str]) -> pd.DataFrame:
+    """The other rows, with a note of how many these are."""
     if which.any():
         notes.append(f"{int(which.sum()):,} of {len(which):,} elements {what} are left out")
+    return table[~which].copy()
 
 
 def _gene_keys(genes: pd.DataFrame) -> list[tuple[str, ...]]:

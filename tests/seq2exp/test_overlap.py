@@ -48,16 +48,21 @@ def test_a_set_named_without_chr(tmp_path):
 
 
 def test_a_table_of_tested_pairs(tmp_path):
-    header = "dataset\tchrom\tchromStart\tchromEnd\tname\tmeasuredGeneSymbol\tSignificant\tRegulated\n"
+    columns = ["dataset", "chrom", "chromStart", "chromEnd", "name", "measuredGeneSymbol", "measuredEnsemblID"]
     lines = [
-        "chr1\t5\t9\tx\tTP53\tTRUE\tFALSE",
-        "chr1\t7\t19\tx\tENSG02.7\tFALSE\tTRUE",
-        "chr1\t1\t2\tx\tSOX2\tFALSE\tFALSE",
+        [*columns, "Significant", "Regulated"],
+        ["a", "chr1", "5", "9", "x", "TP53", "NA", "TRUE", "FALSE"],
+        ["a", "chr1", "7", "19", "x", "unheard", "ENSG02.7", "FALSE", "TRUE"],
+        ["a", "chr1", "1", "2", "x", "SOX2", "NA", "FALSE", "FALSE"],
+        ["a", "chr1", "1", "2", "x", "MYC", "NA", "FALSE", "NA"],
     ]
-    elements = _read(tmp_path, header + "".join(f"a\t{line}\n" for line in lines))
+    elements = _read(tmp_path, "".join("\t".join(line) + "\n" for line in lines))
     assert _rows(elements) == [("chr1", 5, 9, "ENSG01.3", False), ("chr1", 7, 19, "ENSG02", True)]
     assert elements.by_gene and elements.flagged and elements.key == "gene_id"
-    assert elements.notes == ["1 of 3 elements of genes that are not looked at are left out"]
+    assert elements.notes == [
+        "1 of 4 elements of genes that are not looked at are left out",
+        "1 of 3 elements not known to regulate or not are left out",
+    ]
     assert elements.cover().bases("ENSG02", [0, 10], [8, 12]).tolist() == [1, 2]
     assert elements.cover().bases("ENSG01.3", [0], [100]).tolist() == [0]  # does not regulate
 
