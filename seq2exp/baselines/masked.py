@@ -33,6 +33,7 @@ class MaskedConfig(BackboneFields):
 
     # What others read of the configuration of a model with a mask.
     hard: ClassVar = True
+    threshold: ClassVar = 0.5
     mask_placement: ClassVar = "input"
     rc_equivariant: ClassVar = False
     keep_threshold: ClassVar = 0.0
@@ -41,6 +42,10 @@ class MaskedConfig(BackboneFields):
     @property
     def packs(self) -> bool:
         return self.packed
+
+    @property
+    def top_fraction(self) -> float | None:
+        return None
 
 
 class MaskedPredictor(Seq2Exp):
@@ -125,6 +130,11 @@ class AbcMaskedConfig(MaskedConfig):
         require_signals("the ABC mask", self.signal_names)
         return self
 
+    @property
+    def top_fraction(self) -> float:
+        """Of the scores, which is what `discover` calls elements by."""
+        return self.fraction
+
 
 class AbcMasked(MaskedPredictor):
     """The mask is the bases of highest Activity-by-Contact score (Fulco et al. 2019): sqrt(H3K27ac * DNase) * contact.
@@ -176,6 +186,11 @@ class RetrainedConfig(MaskedConfig):
         if self.centre_counts and math.floor(self.fraction * self.length) < self.center:
             raise ValueError(f"fraction is {self.fraction:g}, less than the centre, which counts in it")
         return self
+
+    @property
+    def top_fraction(self) -> float:
+        """Of the scores, which is what `discover` calls elements by."""
+        return self.fraction
 
 
 class Retrained(MaskedPredictor):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from official_layout import write_layout
 
-from seq2exp.data_tools import build_store, find_damage, import_official, open_store, repair_store
+from seq2exp.data_tools import build_store, find_damage, open_store, repair_store
 from seq2exp.data_tools.store import partial_path
 from seq2exp.errors import UserError
 
@@ -24,14 +24,6 @@ TRIALS = 5
 
 def contents(path: Path) -> dict[Path, bytes]:
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-def import_small(root: Path, out: Path) -> None:
-    import_official(root, "K562", out)
-
-
-def build(fields: dict[str, Any]) -> None:
-    build_store(**fields)
 
 
 def refused_or_whole(out: Path, expected: dict[Path, bytes]) -> None:
@@ -73,14 +65,14 @@ def test_builder(inputs, tmp_path):
     (tmp_path / "ex.bed").write_text("chr1\t505\t600\n")
     more = {"contacts": str(tmp_path / "contacts.tsv"), "contact_reach": 40, "exclude": tmp_path / "ex.bed"}
     killed_twice_then_finished(
-        lambda out: (build, {**inputs, **more, "out": out}), tmp_path / "store.zarr", random.Random(1)
+        lambda out: (killed.build, {**inputs, **more, "out": out}), tmp_path / "store.zarr", random.Random(1)
     )
 
 
 def test_builder_with_a_shared_sequence(inputs, tmp_path):
     first = build_store(**{**inputs, "out": tmp_path / "first.zarr"}).path
     killed_twice_then_finished(
-        lambda out: (build, {**inputs, "fasta": first, "out": out}), tmp_path / "store.zarr", random.Random(2)
+        lambda out: (killed.build, {**inputs, "fasta": first, "out": out}), tmp_path / "store.zarr", random.Random(2)
     )
     assert not find_damage(first)
 
@@ -88,7 +80,7 @@ def test_builder_with_a_shared_sequence(inputs, tmp_path):
 def test_import(tmp_path):
     pytest.importorskip("h5py")
     root = write_layout(tmp_path / "data")
-    killed_twice_then_finished(lambda out: (import_small, root, out), tmp_path / "store.zarr", random.Random(3))
+    killed_twice_then_finished(lambda out: (killed.import_small, root, out), tmp_path / "store.zarr", random.Random(3))
 
 
 def test_repair(inputs, tmp_path):
@@ -126,7 +118,7 @@ def of(name: Path, arrays: set[str]) -> bool:
 def test_workers_end_with_a_killed_build(simulated, store, tmp_path):
     """SIGKILL while two workers write: none of them goes on, and the same call finishes the store."""
     fields = {**simulation_fields(simulated), "out": tmp_path / "killed.zarr"}
-    process = killed.start(build, fields | {"workers": 2})
+    process = killed.start(killed.build, fields | {"workers": 2})
     noted = tmp_path / "killed.zarr.partial" / "build.json"
     while not noted.exists() or not json.loads(noted.read_text())["finished"]:
         time.sleep(0.01)
