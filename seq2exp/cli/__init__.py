@@ -17,6 +17,7 @@ from .discover import discover
 from .evaluate import evaluate
 from .predict import predict
 from .profile import profile
+from .reproduce import reproduce
 from .study import study
 from .train import train
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
-for command in (train, evaluate, predict, discover, convert, profile, bench, study):
+for command in (train, evaluate, predict, discover, convert, profile, bench, study, reproduce):
     app.command()(command)
 
 

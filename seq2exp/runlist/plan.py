@@ -16,9 +16,12 @@ SHOWN = 5  # differences that a refusal names
 
 
 class Run(Protocol):
-    """A dataclass of what JSON can hold."""
+    """A dataclass of what JSON can hold. training: settings of `TrainConfig`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def training(self) -> dict[str, Any]: ...
 
     @property
     def title(self) -> str:
@@ -46,6 +49,12 @@ def keep_plan(out: Path, runs: Sequence[Run]) -> None:
     Raises:
         UserError: the lists differ; says in what.
     """
+    compare_plan(out, runs)
+    write_json(out / "runs.json", [_plain(asdict(run)) for run in runs])
+
+
+def compare_plan(out: Path, runs: Sequence[Run]) -> None:
+    """Raise the UserError of `keep_plan`, if it would, and write nothing."""
     path = out / "runs.json"
     now = {run.folder: run for run in runs}
     if len(now) < len(runs):
@@ -63,7 +72,6 @@ def keep_plan(out: Path, runs: Sequence[Run]) -> None:
                 f"{path}: the run list was changed since it began: {'; '.join(sorted(found)[:SHOWN])}{more}; "
                 "go on with the settings it began with, or give another folder"
             )
-    write_json(path, [_plain(asdict(run)) for run in runs])
 
 
 def read_plan(out: Path, kind: type[R]) -> list[R]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Self
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from seq2exp.errors import UserError
 
@@ -20,6 +22,7 @@ from .plan import R, keep_plan, read_plan
 
 POLL = 0.2  # seconds
 LOG = "log.txt"
+TAIL = 4_096  # bytes of metrics.csv, some rows
 
 Result = dict[str, Any]
 
@@ -77,48 +80,62 @@ class RunList(Generic[R]):
 
     def line(self, run: R) -> str:
         """What came of a run."""
-        number = f"[{len(self.results)}/{len(self.runs)}] {run.title}: "
         failed = self.failed.get(run.folder)
-        return f"{number}FAILED, {failed}" if failed else number + self.said(self.results[run.folder])
+        return f"{run.title}: " + (f"FAILED, {failed}" if failed else self.said(self.results[run.folder]))
 
     def said(self, result: Result) -> str:
         """A result in a few words."""
         raise NotImplementedError
 
-    def perform(self, runs: Sequence[R], slots: Sequence[Slot], report: Callable[[], None], bar: Progress) -> None:
+    def perform(self, runs: Sequence[R], slots: Sequence[Slot], report: Callable[[], object], bar: Progress) -> None:
         """Do these runs of the list, one in each slot at a time, in order; `report` is called after every run.
 
         A run that fails is recorded and stops no other. Interrupted, it ends the runs that are going on; they continue
         from their last checkpoint the next time.
         """
-        waiting, idle = list(runs), list(slots)
+        waiting, idle, past = list(runs), list(slots), 0
         for run in waiting:
             self.failed.pop(run.folder, None)
-        active: dict[subprocess.Popen[bytes], tuple[R, Slot]] = {}
-        task = bar.add_task("runs", total=len(self.runs), completed=len(self.results))
+        active: dict[subprocess.Popen[bytes], tuple[R, Slot, TaskID]] = {}
+        with _alone(self.out):
+            try:
+                while waiting or active:
+                    ended = [run for run in waiting if self._given_up(run)]
+                    waiting = [run for run in waiting if run not in ended]
+                    for run in [run for run in waiting if self.ready(run)][: len(idle)]:
+                        waiting.remove(run)
+                        slot = idle.pop(0)
+                        task = bar.add_task(run.title, total=run.training["steps"])
+                        active[self._start(run, slot)] = run, slot, task
+                    for process in [process for process in active if process.poll() is not None]:
+                        run, slot, task = active.pop(process)
+                        bar.remove_task(task)
+                        idle.append(slot)
+                        self._finish(run, process.returncode)
+                        ended.append(run)
+                    for run, _, task in active.values():
+                        bar.update(task, completed=self._step(run))
+                    for run in ended:
+                        past += 1
+                        line = f"[{past}/{len(runs)}] {self.line(run)}"
+                        bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                        report()
+                    time.sleep(POLL)
+            finally:
+                for process in active:
+                    process.terminate()
+                for process in active:
+                    process.wait()
+
+    def _step(self, run: R) -> int:
+        """The last step that a run has logged."""
         try:
-            while waiting or active:
-                ended = [run for run in waiting if self._given_up(run)]
-                waiting = [run for run in waiting if run not in ended]
-                for run in [run for run in waiting if self.ready(run)][: len(idle)]:
-                    waiting.remove(run)
-                    slot = idle.pop(0)
-                    active[self._start(run, slot)] = run, slot
-                for process in [process for process in active if process.poll() is not None]:
-                    run, slot = active.pop(process)
-                    idle.append(slot)
-                    self._finish(run, process.returncode)
-                    ended.append(run)
-                for run in ended:
-                    bar.console.print(self.line(run), highlight=False, soft_wrap=True)
-                    bar.advance(task)
-                    report()
-                time.sleep(POLL)
-        finally:
-            for process in active:
-                process.terminate()
-            for process in active:
-                process.wait()
+            with (self.out / run.folder / "metrics.csv").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+                whole = file.read().split(b"\n")[1:-1]  # without a row that is cut, or being written
+        except OSError:
+            return 0
+        return int(whole[-1].split(b",")[0]) if whole and whole[-1][:1].isdigit() else 0
 
     def _given_up(self, run: R) -> bool:
         reason = self.obstacle(run)
@@ -159,8 +176,28 @@ class RunList(Generic[R]):
             self.failed[run.folder] = failed.read_text().strip()
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """UserError when another process carries out the same run list."""
+    with (out / "runs.lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: its runs are being carried out by another process") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 def progress_bar(**console: Any) -> Progress:
+    """A line for each run that is going on, by its steps."""
     from rich.console import Console
 
-    columns = (TextColumn("{task.completed:.0f} of {task.total:.0f} runs"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True, **console))
+    steps = TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps")
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        steps,
+        TimeElapsedColumn(),
+        console=Console(stderr=True, **console),
+    )
