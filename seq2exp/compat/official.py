@@ -140,8 +140,10 @@ class GeneBiMambaMIRNP(_Masked):
             if not c.seq_range:
                 raise UserError("GeneBiMambaMIRNP: pos_enc=True needs seq_range, the length of the windows")
             self.pos_emb = nn.Parameter(torch.zeros(1, c.seq_range, c.d_model))
-        if c.use_mask_model:
-            self.mask_model = ModelMask.frozen(c)
+        self._given = _given_mask(c)
+        if self._given or c.use_mask_model:
+            if c.use_mask_model:
+                self.mask_model = ModelMask.frozen(c)
             self.encoder = parameters.Caduceus(c, c.enc_n_layer)
         else:
             parameters.add_generator(self, c)
@@ -168,13 +170,14 @@ class GeneBiMambaMIRNP(_Masked):
         Parameters
         ----------
         seqs: one-hot (batch, L, 4), N all zero. signals: (batch, L, signal_size), >= 0. mask_regions: (batch, L, 2),
-            include list and exclude list. rna_feat: (batch, rna_feat_dim). bio_mask, peak_mask: not used.
+            include list and exclude list. rna_feat: (batch, rna_feat_dim). bio_mask: (batch, L, 2), of which the second
+            is the mask with use_bio_mask. peak_mask: (batch, L), the mask with use_peak_mask. Else they are not used.
 
         Returns
         -------
         logits (batch, 1); aux_infor, a dict of kl_loss and continuity_loss (scalars, None where the setting aux_loss_kl
-        or aux_loss_con is off) and mask; and the mask (batch, L) again. In training the mask is drawn from torch's
-        generator.
+        or aux_loss_con is off) and mask, alone where the mask is not learned; and the mask (batch, L) again. In
+        training a mask that is learned is drawn from torch's generator.
         """
         c = self.config
         if c.pos_enc and seqs.shape[1] != c.seq_range:
@@ -186,6 +189,11 @@ class GeneBiMambaMIRNP(_Masked):
         bases, signals = _bases(seqs), signals[..., : c.signal_size]
         if c.pos_enc:
             ours.position_embedding = self.pos_emb[0]
+        if self._given:
+            mask = peak_mask if self._given == "peak_mask" else None if bio_mask is None else bio_mask[..., 1]
+            if mask is None:
+                raise UserError(f"GeneBiMambaMIRNP: use_{self._given}=True needs {self._given} in forward")
+            return ours.predict(bases, signals, mask.to(signals), features)[:, None], {"mask": mask}, mask
         try:
             if c.use_mask_model:
                 mask = _largest(self.mask_model(seqs, signals, mask_regions), c.top_mask_percent)
@@ -203,7 +211,7 @@ class GeneBiMambaMIRNP(_Masked):
     def _our_config(self, length: int, training: bool) -> Seq2ExpConfig:
         c = self.config
         fields = c.shared_fields(length) | {"predictor_layers": c.enc_n_layer, "position_embedding": c.pos_enc}
-        if c.use_mask_model:  # the predictor alone: of a shared backbone nothing else is made
+        if self._given or c.use_mask_model:  # the predictor alone: of a shared backbone nothing else is made
             fields |= {"generator_layers": c.enc_n_layer, "share_backbone": True, "hard": True, "packed": c.pos_enc}
         else:
             fields |= self._mask_fields(self._selection(training)) | {"share_backbone": c.enc_prd_ps}
@@ -355,6 +363,18 @@ class GeneExpMamba(_Published):
 def entropy(mask: Tensor, eps: float = 1e-10) -> Tensor:
     """Mean entropy, in nats, of the bases' being selected; mask: (batch, L). What the published training logs."""
     return -(torch.xlogy(mask, mask + eps) + torch.xlogy(1 - mask, 1 - mask + eps)).mean()
+
+
+def _given_mask(config: CaduceusConfig) -> str | None:
+    """The argument of forward that is the mask, where it is not made by a model."""
+    given = [name for name in ("bio_mask", "peak_mask") if getattr(config, f"use_{name}")]
+    for other in (*(f"use_{name}" for name in given[1:]), "use_mask_model", "enc_prd_ps", "pos_enc"):
+        if given and getattr(config, other):
+            raise UserError(
+                f"GeneBiMambaMIRNP: {other}=True together with use_{given[0]}=True is not supported "
+                f"(supported: {other}=False)"
+            )
+    return given[0] if given else None
 
 
 def _bases(seqs: Tensor) -> Tensor:

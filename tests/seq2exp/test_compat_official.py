@@ -382,6 +382,29 @@ def test_a_frozen_mask_model(tmp_path):
         GeneBiMambaMIRNP(fields | {"mask_model": str(tmp_path / "baseline.pt")})
 
 
+@pytest.mark.parametrize("name", ["bio_mask", "peak_mask"])
+def test_a_mask_that_is_given(name):
+    """The mask that a soft model makes, given to another of the same weights, gives the same expression."""
+    soft, x = built("soft").eval(), batch()
+    logits, _, mask = soft(**x)
+    model = built("soft", **{f"use_{name}": True})
+    assert {key.partition(".")[0] for key in model.state_dict()} == {
+        "seq_input_layer", "signal_input_layer", "encoder", "pToExpr"
+    }  # fmt: skip
+    model.load_state_dict({key: soft.state_dict()[key] for key in model.state_dict()})
+    x[name] = mask.detach() if name == "peak_mask" else torch.stack([torch.zeros_like(mask), mask.detach()], -1)
+    found, aux, used = model.train()(**x)
+    assert list(aux) == ["mask"] and torch.equal(used, mask)
+    torch.testing.assert_close(found, logits)
+    outside = torch.rand_like(mask) < 0.5  # of the mask: nothing there is read, the centre included
+    x[name] = torch.where(outside[..., None] if name == "bio_mask" else outside, 0.0, x[name])
+    elsewhere = x | {"signals": x["signals"] + outside[..., None], "seqs": x["seqs"].flip(1) * outside[..., None]}
+    elsewhere["seqs"] += x["seqs"] * ~outside[..., None]
+    torch.testing.assert_close(model(**elsewhere)[0], model(**x)[0])
+    with pytest.raises(UserError, match=f"use_{name}=True needs {name} in forward"):
+        model(**x | {name: None})
+
+
 def test_entropy():
     assert official.entropy(torch.tensor([[0.5, 0.5]])).item() == pytest.approx(0.693147, rel=1e-5)
     assert official.entropy(torch.tensor([[0.0, 1.0]])).item() == pytest.approx(0.0, abs=1e-6)
@@ -392,7 +415,9 @@ def test_entropy():
     [
         ("soft", {"post_dist": "kuma"}, r"post_dist='kuma' .* is not supported \(supported: 'beta'\)"),
         ("soft", {"post_sample": False}, "post_sample=False .* is not supported"),
-        ("soft", {"use_bio_mask": True}, "use_bio_mask=True"),
+        ("soft", {"use_bio_mask": True, "use_peak_mask": True}, "use_peak_mask=True together with use_bio_mask=True"),
+        ("hard", {"use_peak_mask": True}, r"enc_prd_ps=True together with .* \(supported: enc_prd_ps=False\)"),
+        ("baseline", {"use_bio_mask": True}, "use_bio_mask=True"),
         ("soft", {"rcps": True}, "rcps=True"),
         ("soft", {"ssm_cfg": {"bias": True}}, r"ssm_cfg.bias=True .* is not supported \(supported: False\)"),
         (
