@@ -44,7 +44,7 @@ def reproduce(
 
     title, cell_type = _asked(table, cell_type)
     of_table, of_seeds = chosen(rows, TABLES[table].rows), chosen_seeds(seeds)
-    runs = run_list(store, cell_type, read_settings(settings, steps))
+    runs = run_list(store, cell_type, read_settings(settings, steps), of_table)
     compare_plan(out, runs)
     job = Job(out, runs)
     asked = job.chosen(of_table, of_seeds)

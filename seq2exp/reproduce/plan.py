@@ -63,29 +63,29 @@ def run_folder(row: str, seed: int) -> str:
     return f"runs/{slug(row)}_{seed}"
 
 
-def run_list(store: Path, cell_type: str, given: Mapping[str, Any] | None = None) -> list[TableRun]:
-    """The runs of all tables, whichever of them is asked for: tables share rows.
+def run_list(
+    store: Path, cell_type: str, given: Mapping[str, Any] | None = None, asked: Sequence[str] = tuple(ROWS)
+) -> list[TableRun]:
+    """The runs of all tables, whichever of them is asked for: tables share rows. Rows that the settings do not fit are
+    left out.
 
     given: fields and sections of a training file that replace the paper's; of `model` each field where a row has it.
 
     Raises:
-        UserError: an unknown field, or a value that does not fit.
+        UserError: an unknown field, or a value that does not fit a row that is asked for.
     """
     given = dict(given or {})
     _check_names(given)
-    trainings = {name: _named(name, row, given) for name, row in ROWS.items()}
-    return [
-        TableRun(name, cell_type, seed, str(store.absolute()), training)
-        for name, training in trainings.items()
-        for seed in SEEDS
-    ]
-
-
-def _named(name: str, row: Row, given: Mapping[str, Any]) -> Settings:
-    try:
-        return training_of(row, given)
-    except UserError as error:
-        raise UserError(f"settings of {name}: {error}") from None
+    runs = []
+    for name, row in ROWS.items():
+        try:
+            training = training_of(row, given)
+        except UserError as error:
+            if name in asked:
+                raise UserError(f"settings of {name}: {error}") from None
+            continue
+        runs += [TableRun(name, cell_type, seed, str(store.absolute()), training) for seed in SEEDS]
+    return runs
 
 
 def training_of(row: Row, given: Mapping[str, Any]) -> Settings:

@@ -129,6 +129,14 @@ def test_bad_settings(given, said):
     assert said in str(refused.value)
 
 
+def test_a_row_that_the_settings_do_not_fit_is_in_nobodys_way():
+    given = {"model": {"d_model": 8}}
+    with pytest.raises(UserError, match=r"settings of EPInformer: model\.d_model is 8"):
+        run_list(Path("store.zarr"), "K562", given)
+    runs = run_list(Path("store.zarr"), "K562", given, ("Seq2Exp-soft",))
+    assert {run.row for run in runs} == set(ROWS) - {"EPInformer"}
+
+
 def test_two_rows_two_seeds(seq2exp, folder, tmp_path):
     """The whole of it: trained, printed, not repeated; other settings refused. Two of the runs are done here, which
     saves two processes."""
