@@ -57,8 +57,8 @@ ROWS: dict[str, Row] = {
     "Seq2Exp-soft": Row({"preset": "soft"}, "Mask ratio: mean of the mask over the window; the paper gives none."),
     "Seq2Exp-retrain": Row(
         {"name": "retrain", "packed": False, "fraction": 0.10, "centre_counts": True},
-        "A new predictor under the mask of the Seq2Exp-soft of the same seed. Bases of the include list are forced to "
-        "1. " + UNSAID,
+        "A new predictor under the mask of the Seq2Exp-soft of the same seed. Other than in the "
+        "published code, bases of the include list are forced to 1. " + UNSAID,
         "Seq2Exp-soft of the same seed",
         source="Seq2Exp-soft",
     ),
