@@ -3,8 +3,8 @@
 Source: Su, Yu, Zhi and Ji, "Learning to Discover Regulatory Elements for Gene Expression Prediction" (Seq2Exp), ICLR
 2025, arXiv:2502.13991: Tables 4 (K562) and 5 (GM12878) for what has a standard deviation, over five seeds; Table 2 for
 Seq2Exp-retrain and the mask ratios. The means of Table 1 and of the other rows of Table 2 are the same. They were read
-from a published transcript of the paper's tables, not from its PDF; MSE and Pearson of Enformer, Caduceus and
-Seq2Exp-soft were found the same in an account of arXiv:2602.21550, which quotes them.
+from a machine-written review page that transcribes the tables, not from the PDF: check them there before citing them.
+MSE and Pearson of Enformer, Caduceus and Seq2Exp-soft were found the same in an account of arXiv:2602.21550.
 
 Not found, and None here: standard deviations of Seq2Exp-retrain, a mask ratio of Seq2Exp-soft, other cell types.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-CITED = "Su et al., ICLR 2025, arXiv:2502.13991"
+CITED = "Su et al., ICLR 2025, arXiv:2502.13991 (from a transcript, not checked against the PDF)"
 
 
 class Value(NamedTuple):
