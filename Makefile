@@ -10,7 +10,7 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc
 demo: $(VENV)/.installed-demo
 	$(BIN)/seq2exp demo --out runs/demo --force
 
-# What makes the mask learn, on simulated genes: an hour on 2 cores; interrupted, the same command goes on.
+# What makes the mask learn, on simulated genes: over an hour on 2 cores; interrupted, the same command goes on.
 study: $(VENV)/.installed-demo
 	$(BIN)/seq2exp study runs/study --preset committed --workers 2 --results bench/results
 
