@@ -2,9 +2,22 @@
 
 Source: Su, Yu, Zhi and Ji, "Learning to Discover Regulatory Elements for Gene Expression Prediction" (Seq2Exp), ICLR
 2025, arXiv:2502.13991: Tables 4 (K562) and 5 (GM12878) for what has a standard deviation, over five seeds; Table 2 for
-Seq2Exp-retrain and the mask ratios. The means of Table 1 and of the other rows of Table 2 are the same. They were read
-from a machine-written review page that transcribes the tables, not from the PDF: check them there before citing them.
-MSE and Pearson of Enformer, Caduceus and Seq2Exp-soft were found the same in an account of arXiv:2602.21550.
+Seq2Exp-retrain and the mask ratios.
+
+Nobody has compared them with the paper: they were read from a machine-written summary page of February 2025 that
+transcribes Tables 1, 2, 4 and 5. In it the means of Tables 1 and 2 are those of Tables 4 and 5 wherever a row is in
+both, so that every mean but those of Seq2Exp-retrain was transcribed twice. The same was found, independently of it:
+
+- MSE and Pearson of Enformer, Caduceus and Seq2Exp-soft, both cell types, in accounts of arXiv:2602.21550 (ICLR 2026),
+  which takes its baselines from this paper;
+- the standard deviations of Seq2Exp-soft's MSE on K562 and of its Pearson on GM12878, in another account of that;
+- MSE of Seq2Exp-soft, both cell types, in a public listing of results (wizwand.com; it also has 0.2784 for the cell
+  type H1, which no table that we have seen has).
+
+Found once only, in the transcript: every MAE and mask ratio, the other standard deviations, and all of HyenaDNA, Mamba,
+Caduceus w/ signals, EPInformer, MACS3, Seq2Exp-hard and Seq2Exp-retrain. The README of the published code and its model
+page give no figures. A review that speaks of a test on chrX alone, so of an earlier version, quotes other MSEs on K562
+(Caduceus 0.2217, with signals 0.2411).
 
 Not found, and None here: standard deviations of Seq2Exp-retrain, a mask ratio of Seq2Exp-soft, other cell types.
 """
@@ -13,7 +26,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-CITED = "Su et al., ICLR 2025, arXiv:2502.13991 (from a transcript, not checked against the PDF)"
+CITED = (
+    "Su et al., ICLR 2025, arXiv:2502.13991 (from a transcript; a few values confirmed elsewhere, none in the paper)"
+)
 
 
 class Value(NamedTuple):
