@@ -39,7 +39,7 @@ def reproduce(
     from seq2exp.reproduce.report import as_list, write_table
     from seq2exp.reproduce.rows import TABLES
     from seq2exp.reproduce.store import check_store
-    from seq2exp.runlist import keep_plan, progress_bar
+    from seq2exp.runlist import progress_bar
     from seq2exp.runlist.plan import compare_plan
 
     title, cell_type = _asked(table, cell_type)
@@ -55,7 +55,6 @@ def reproduce(
     if dry_run:
         echo(as_list(job, asked))
         return
-    keep_plan(out, runs)
 
     table_of = (job, title, of_table, cell_type, of_seeds)
     with progress_bar() as bar:

@@ -78,6 +78,9 @@ class RunList(Generic[R]):
         """Whether what it needs of other runs is there."""
         return True
 
+    def tidy(self) -> None:
+        """Take away what an interrupted job left; no other process is at work in the folder."""
+
     def line(self, run: R) -> str:
         """What came of a run."""
         failed = self.failed.get(run.folder)
@@ -92,12 +95,17 @@ class RunList(Generic[R]):
 
         A run that fails is recorded and stops no other. Interrupted, it ends the runs that are going on; they continue
         from their last checkpoint the next time.
+
+        Raises:
+            UserError: another process carries out the runs of this folder.
         """
         waiting, idle, past = list(runs), list(slots), 0
         for run in waiting:
             self.failed.pop(run.folder, None)
         active: dict[subprocess.Popen[bytes], tuple[R, Slot, TaskID]] = {}
-        with _alone(self.out):
+        with alone(self.out):
+            keep_plan(self.out, self.runs)
+            self.tidy()
             try:
                 while waiting or active:
                     ended = [run for run in waiting if self._given_up(run)]
@@ -177,13 +185,17 @@ class RunList(Generic[R]):
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """UserError when another process carries out the same run list."""
+def alone(out: Path) -> Iterator[None]:
+    """Keeps other processes from carrying out the runs of a folder, until the block or this process ends, however it
+    ends. Raises UserError when another one is at it."""
+    out.mkdir(parents=True, exist_ok=True)
     with (out / "runs.lock").open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{out}: its runs are being carried out by another process") from None
+            raise UserError(
+                f"{out}: another process is carrying out its runs: wait until that has ended, or give another folder"
+            ) from None
         except OSError:  # a file system without locks
             pass
         yield

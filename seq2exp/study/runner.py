@@ -34,9 +34,11 @@ class Study(RunList[Run]):
 
     def carry_out(self, workers: int, device: str, report: Callable[[], None], bar: Progress) -> None:
         """Do what is to do, `workers` runs at a time, with one thread each; otherwise as `perform`."""
+        self.perform(self.to_do, [Slot(device, ONE_THREAD)] * workers, report, bar)
+
+    def tidy(self) -> None:
         for left in self.out.glob("data/*.partial"):
             shutil.rmtree(left)
-        self.perform(self.to_do, [Slot(device, ONE_THREAD)] * workers, report, bar)
 
     def said(self, result: Result) -> str:
         said = f"R2 {result['expression']['r2'] or 0:.3f}, {result['seconds']:.0f} s"

@@ -1,0 +1,85 @@
+"""The folder of a run list: one process at a time is at work in it, however the one before ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from seq2exp.errors import UserError
+from seq2exp.runlist import RunList, Slot, alone, progress_bar
+from seq2exp.runlist.child import RESULT
+
+NAP = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1], sys.argv[2])
+(folder / "pid").write_text(str(os.getpid()) + " ")
+while not (folder / "wake").exists():
+    time.sleep(0.02)
+(folder / "result.json").write_text("{}")
+"""
+
+
+@dataclass(frozen=True)
+class Nap:
+    """A run that trains nothing and waits to be woken."""
+
+    name: str
+    training: ClassVar[dict[str, Any]] = {"steps": 1}
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def folder(self) -> str:
+        return f"runs/{self.name}"
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+class Naps(RunList[Nap]):
+    kind, module = Nap, "nap"
+
+    def said(self, result: dict[str, Any]) -> str:
+        return "slept"
+
+
+def carry_out(out: Path) -> None:
+    naps = Naps.begin(out, [Nap("a")])
+    with progress_bar(quiet=True) as bar:
+        naps.perform(naps.to_do, [Slot("cpu", {"PYTHONPATH": str(out.parent)})], lambda: None, bar)
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    (tmp_path / "nap.py").write_text(NAP)
+    out = tmp_path / "out"
+    pid, until = out / "runs/a/pid", time.monotonic() + 120
+    owner = multiprocessing.get_context("fork").Process(target=carry_out, args=(out,))
+    owner.start()
+    while not (pid.exists() and pid.read_text().endswith(" ")) and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=r"out: another process is carrying out its runs: wait until that has ended"):
+        carry_out(out)
+    owner.kill()
+    owner.join()
+    with alone(out):
+        os.kill(int(pid.read_text()), 0)  # its run lives on for a while: that holds nothing
+    (out / "runs/a/wake").touch()
+    carry_out(out)
+    assert (out / "runs/a" / RESULT).exists()
+
+
+def test_a_study_in_use_is_refused_and_keeps_its_files(seq2exp, tmp_path):
+    half = tmp_path / "data" / "1234_101.77.partial"
+    half.mkdir(parents=True)
+    with alone(tmp_path):
+        code, _, err = seq2exp("study", tmp_path, "--preset", "quick", "--workers", 1, "--device", "cpu")
+    assert code == 2 and "another process is carrying out its runs" in err and err.strip().count("\n") == 0
+    assert half.exists()
