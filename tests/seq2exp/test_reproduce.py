@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from seq2exp.data_tools import build_store, open_store, simulate
+from seq2exp.data_tools import GeneWindows, build_store, open_store, simulate
 from seq2exp.errors import UserError
 from seq2exp.files import write_json
 from seq2exp.registry import MODELS
@@ -26,14 +27,14 @@ from seq2exp.reproduce.one import perform
 from seq2exp.reproduce.plan import changed_settings
 from seq2exp.reproduce.published import PUBLISHED
 from seq2exp.reproduce.store import check_store, unlike_the_paper
-from seq2exp.runlist import keep_plan
+from seq2exp.runlist import alone, keep_plan
 from seq2exp.runlist.child import RESULT
 
 TINY: dict[str, Any] = {
     "data": {"batch_size": 2},
     "model": {
         "length": 512, "center": 32, "d_model": 32, "d_state": 2, "layers": 1, "generator_layers": 1,
-        "predictor_layers": 1, "d_inner": 16, "dim": 96, "depth": 1, "element": 416, "fraction": 0.2,
+        "predictor_layers": 1, "d_inner": 16, "dim": 96, "depth": 1, "element": 416, "fraction": 0.2, "width": 20,
     },
     "precision": "fp32",
     "steps": 4,
@@ -138,27 +139,34 @@ def test_a_row_that_the_settings_do_not_fit_is_in_nobodys_way():
 
 
 def test_two_rows_two_seeds(seq2exp, folder, tmp_path):
-    """The whole of it: trained, printed, not repeated; other settings refused. Two of the runs are done here, which
-    saves two processes."""
+    """The whole of it: trained, printed, not repeated; other settings refused. Some of the runs are done here, which
+    saves processes."""
     out = tmp_path / "out"
     runs = run_list(folder / "peaks.zarr", "K562", TINY)
     keep_plan(out, runs)
     for run in runs:
-        if run.row == "Ridge" and run.seed in (2, 22):
+        if (run.row, run.seed) in (("Ridge", 2), ("Ridge", 22), ("Seq2Exp-hard", 2), ("ABC", 2)):
             write_json(out / run.folder / RESULT, perform(run, out, "cpu"))
-    rows = ("--seeds", "2,22", "--rows", "seq2exp-hard,Ridge")
+    rows = ("--seeds", "2,22", "--rows", "seq2exp-hard,abc,Ridge")
     code, printed, err = seq2exp(*command(folder, out, "table1", *rows))
     assert code == 0, err
-    assert "Table 1, K562: 2 of 4 runs to do, 1 at a time" in printed
-    assert "[2/2] Seq2Exp-hard, K562, seed 22: mse 0." in err
+    assert "Table 1, K562: 2 of 6 runs to do, 1 at a time" in printed
+    assert "[1/2] Seq2Exp-hard, K562, seed 22: mse " in err and "[2/2] ABC, K562, seed 22: mse " in err
     text = (out / "table.md").read_text()
     assert text.strip() in printed
-    for part in ("| Seq2Exp-hard | 2 of 2 | ", " | 0.1863 ± 0.0051 | ", " | 6.88 % |", "| Ridge        | 2 of 2 | "):
+    for part in (
+        "| Seq2Exp-hard | 2 of 2 | ",
+        " | 0.1863 ± 0.0051 | ",
+        " | 6.88 % |",
+        "| Ridge        | 2 of 2 | ",
+        "| ABC          | 2 of 2 | ",
+    ):
         assert part in text, part
     for part in (
         "the genes of test are on",
         "0 gene features, in the paper 9",
-        "- steps is 4, in the paper 50000 (Seq2Exp-hard)",
+        "- steps is 4, in the paper 50000 (Seq2Exp-hard, ABC)",
+        "- **ABC**: Not in the paper. The mask is the 10 % of highest ABC score.",
     ):
         assert part in text, part
     lines = {line["row"]: line for line in csv.DictReader((out / "table.csv").open())}
@@ -169,6 +177,9 @@ def test_two_rows_two_seeds(seq2exp, folder, tmp_path):
     assert float(lines["Seq2Exp-hard"]["mse_sd"]) == pytest.approx(abs(hard[0]["mse"] - mean) * 2**0.5, rel=1e-4)
     assert lines["Seq2Exp-hard"]["mask_ratio_published"] == "0.0688" and lines["Ridge"]["mse_published"] == ""
     assert float(lines["Ridge"]["mse_sd"]) == 0
+    for seed in (2, 22):
+        ratio = json.loads((out / f"runs/abc_{seed}" / RESULT).read_text())["mask_ratio"]
+        assert ratio == pytest.approx(abc_ratio(folder / "peaks.zarr"), abs=1e-3)
 
     written = (out / "runs/seq2exp-hard_2" / RESULT).stat().st_mtime_ns
     code, printed, _ = seq2exp(*command(folder, out, "table2", "--seeds", "2", "--rows", "Seq2Exp-hard"))
@@ -181,6 +192,33 @@ def test_two_rows_two_seeds(seq2exp, folder, tmp_path):
     assert code == 2 and "the run list was changed" in err and "training.optimizer.lr was 0.0005, is 0.001" in err
     code, _, err = seq2exp(*command(folder, out, "table5"))
     assert code == 2 and "cell_type was K562, is GM12878" in err
+
+
+def abc_ratio(store: Path) -> float:
+    """Share of a test window that the ABC row selects: the 102 of 512 bases of highest score, and the centre of 32."""
+    windows, shares = GeneWindows(store, 512, "test"), []
+    for i in range(len(windows)):
+        first, second, contact = windows[i]["signals"].double().numpy().T
+        mean = [np.array([track[max(0, j - 10) : j + 11].mean() for j in range(512)]) for track in (first, second)]
+        score = np.sqrt(mean[0] * mean[1]) * (10**contact - 1)
+        shares.append(len({*np.argsort(-score, kind="stable")[:102], *range(240, 272)}) / 512)
+    return float(np.mean(shares))
+
+
+def test_the_mask_of_the_macs3_row_is_the_peaks(folder, tmp_path):
+    run = next(run for run in run_list(folder / "peaks.zarr", "K562", TINY) if run.row == "MACS3")
+    windows = GeneWindows(folder / "peaks.zarr", 512, "test", peaks=True)
+    peaks = np.stack([windows[i]["peaks"].numpy() for i in range(len(windows))])
+    peaks[:, 240:272] = True
+    assert perform(run, tmp_path, "cpu")["mask_ratio"] == pytest.approx(peaks.mean())
+
+
+def test_a_folder_in_use_is_refused(seq2exp, folder, tmp_path):
+    out = tmp_path / "out"
+    with alone(out):
+        code, _, err = seq2exp(*command(folder, out, "table2", "--seeds", "2"))
+    assert code == 2 and "another process is carrying out its runs" in err and err.strip().count("\n") == 0
+    assert not (out / "runs.json").exists()
 
 
 def test_how_it_is_computed_may_change(folder, tmp_path):
