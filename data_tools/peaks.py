@@ -26,7 +26,8 @@ def call_peaks(track: Path, out: Path, *, cutoff: float, min_length: int = 200, 
     program = shutil.which("macs3")
     if program is None:
         raise UserError(
-            "MACS3 is not installed (no program macs3 on the PATH): install it, or take any narrowPeak file of peaks."
+            "MACS3 is not installed (no program macs3 on the PATH): pip install macs3, or take any narrowPeak file of "
+            "peaks."
         )
     check_file(track, "the track")
     if not out.absolute().parent.is_dir():

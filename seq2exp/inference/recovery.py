@@ -171,11 +171,13 @@ def recovery_of_splits(
     """
     if not model.has_mask:
         raise UserError(
-            f"{truth}: this model has no mask (it is a baseline) that could be compared with known elements"
+            f"{truth}: this model has no mask (it is a baseline) that could be compared with known elements: evaluate "
+            "it without --truth"
         )
     rows = []
     for split in splits:
-        found = recover(model, GeneWindows(windows.store, windows.length, split, False), truth, **settings)
+        of_split = GeneWindows(windows.store, windows.length, split, False, peaks=model.reads_peaks)
+        found = recover(model, of_split, truth, **settings)
         values = {
             "mask_auprc": found.precision["soft mask"],
             "rival_auprc": np.max(list(found.rivals.values()), axis=0),

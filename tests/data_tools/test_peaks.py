@@ -75,7 +75,7 @@ def test_peaks_of_macs3(track, macs3, tmp_path):
 
 def test_without_macs3(track, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"MACS3 is not installed .* or take any narrowPeak file"):
+    with pytest.raises(UserError, match=r"MACS3 is not installed .* pip install macs3, or take any narrowPeak file"):
         call_peaks(track, tmp_path / "peaks.narrowPeak", cutoff=4)
 
 

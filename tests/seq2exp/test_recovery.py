@@ -12,15 +12,27 @@ import pytest
 import torch
 
 from seq2exp import Seq2Exp, Seq2ExpConfig
+from seq2exp.baselines import (
+    AbcMasked,
+    AbcMaskedConfig,
+    GeneExpBiMamba,
+    GeneExpBiMambaConfig,
+    MaskedConfig,
+    PeakMasked,
+    Retrained,
+    RetrainedConfig,
+)
 from seq2exp.data_tools import GeneWindows
 from seq2exp.errors import UserError
 from seq2exp.inference import recovery
 from seq2exp.inference.recovery import KnownElements, generator_part, mask_gradient, recover, rivals
+from seq2exp.inference.scores import average_precision
 
 TINY = {
     "length": 128, "center": 16, "d_model": 8, "generator_layers": 1, "predictor_layers": 1, "d_state": 2,
     "gene_features": 0,
 }  # fmt: skip
+GIVEN = {"length": 128, "center": 16, "d_model": 8, "predictor_layers": 1, "d_state": 2, "gene_features": 0}
 
 
 @pytest.fixture
@@ -102,6 +114,92 @@ def test_selected_of_a_binary_mask_is_its_share_outside_the_centre(windows, trut
     assert 16 / 112 <= found.selected <= 32 / 112  # the 32 selected bases less those in the centre, of 112
     assert set(found.precision) == {"soft mask", "generator part", "mask x gradient"}
     assert list(found.genes) == ["target", "prediction"] and len(found.genes) == len(windows)
+
+
+def _counted(windows: GeneWindows, truth: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each window the bases that count, and which bases are causal: bool (128,) each."""
+    table = pd.read_csv(truth, sep="\t", header=None, usecols=[0, 1, 2, 4], names=["chrom", "start", "end", "kind"])
+    table = table[table["kind"] == "causal"]
+    found = []
+    for item in (windows[i] for i in range(len(windows))):
+        base = item["start"] + np.arange(128)
+        counted = (base >= 0) & (base < windows.store.chromosomes[item["chrom"]]) & ~item["exclude"].numpy()
+        counted[56:72] = False
+        here = table[table["chrom"] == item["chrom"]]
+        spans = zip(here["start"], here["end"], strict=True)
+        found.append((counted, np.any([(base >= a) & (base < b) for a, b in spans], axis=0)))
+    return found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_given_peaks_by_hand(peaks_store, truth, packed):
+    """Every element is a peak, so the mask finds the causal ones as often as they are among the peaks."""
+    windows = GeneWindows(peaks_store, 128, "test", peaks=True)
+    found = recover(PeakMasked(MaskedConfig(**GIVEN, packed=packed)), windows, truth, batch_size=3)
+    counted = _counted(windows, truth)
+    peaks = [windows[i]["peaks"].numpy() for i in range(len(windows))]
+    bases = sum(here.sum() for here, _ in counted)
+    in_peaks = sum((here & peak).sum() for (here, _), peak in zip(counted, peaks, strict=True))
+    causal = sum((here & true).sum() for here, true in counted)
+    assert 0 < causal < in_peaks < bases
+    assert found.precision["soft mask"] == pytest.approx((causal / in_peaks, found.prevalence[1]))
+    assert found.prevalence[0] == pytest.approx(causal / bases)
+    assert found.selected == pytest.approx(in_peaks / bases) and found.mean_mask == pytest.approx(in_peaks / bases)
+    assert set(found.precision) == {"soft mask", "mask x gradient"}
+
+
+def test_a_given_abc_mask_by_hand(windows, truth):
+    model = AbcMasked(AbcMaskedConfig(**GIVEN, width=8, fraction=0.25, signal_names=tuple(windows.signal_names)))
+    found = recover(model, windows, truth)
+    scores, selected, labels = [], [], []
+    for i, (counted, causal) in enumerate(_counted(windows, truth)):
+        first, second, contact = windows[i]["signals"].double().numpy().T
+        mean = [np.array([track[max(0, j - 4) : j + 5].mean() for j in range(128)]) for track in (first, second)]
+        score = np.sqrt(mean[0] * mean[1]) * (10**contact - 1)
+        scores.append((score / score.max())[counted])
+        selected.append((score >= np.sort(score)[-32])[counted])
+        labels.append(causal[counted])
+    expected = average_precision(np.concatenate(scores), np.concatenate(labels))
+    assert found.precision["soft mask"][0] == pytest.approx(expected, rel=1e-3)
+    assert found.selected == pytest.approx(np.concatenate(selected).mean(), abs=2e-3)
+    assert found.mean_mask == pytest.approx(np.concatenate(scores).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("centre_counts", [True, False])
+def test_a_retrained_model_finds_what_its_source_does(windows, truth, tmp_path, centre_counts):
+    source = _model()
+    source.save_pretrained(tmp_path / "soft")
+    fields = {"source": str(tmp_path / "soft"), "fraction": 0.25, "centre_counts": centre_counts}
+    ours, theirs = (recover(m, windows, truth) for m in (Retrained(RetrainedConfig(**fields)), source))
+    assert ours.precision["soft mask"] == pytest.approx(theirs.precision["soft mask"], rel=1e-5)
+    assert (ours.top_precision, ours.mean_mask) == pytest.approx((theirs.top_precision, theirs.mean_mask), rel=1e-5)
+    with torch.no_grad():
+        means = [
+            source(windows[i]["sequence"][None], windows[i]["signals"][None]).soft_mask[0] for i in range(len(windows))
+        ]
+    total = left = 0
+    for mean, (counted, _) in zip(means, _counted(windows, truth), strict=True):
+        if centre_counts:
+            mean[56:72] = 1
+        chosen = np.zeros(128, dtype=bool)
+        chosen[mean.topk(32).indices] = True
+        left, total = left + (chosen & counted).sum(), total + counted.sum()
+    assert ours.selected == pytest.approx(left / total)
+
+
+def test_evaluate_a_model_that_reads_peaks_with_the_truth(seq2exp, peaks_store, truth, tmp_path):
+    PeakMasked(MaskedConfig(**GIVEN)).save_pretrained(tmp_path / "peaks")
+    code, out, err = seq2exp(
+        "evaluate", tmp_path / "peaks", "--store", peaks_store, "--split", "test", "--truth", truth
+    )
+    assert code == 0 and "mask_auprc_bases" in out, err
+
+
+def test_a_model_without_a_mask_has_nothing_to_compare(seq2exp, tiny_store, truth, tmp_path):
+    fields = {"length": 128, "center": 16, "d_model": 8, "layers": 1, "d_state": 2, "gene_features": 0}
+    GeneExpBiMamba(GeneExpBiMambaConfig(**fields)).save_pretrained(tmp_path / "bare")
+    code, _, err = seq2exp("evaluate", tmp_path / "bare", "--store", tiny_store, "--truth", truth)
+    assert code == 2 and "has no mask" in err and "evaluate it without --truth" in err and err.strip().count("\n") == 0
 
 
 def test_rivals_by_hand():
