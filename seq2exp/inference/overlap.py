@@ -19,10 +19,15 @@ from seq2exp.errors import UserError
 
 from .discover import Locus
 
-# Columns by which a header says which gene an element was tested for (all are tried: published tables have NA in some)
-# and whether it regulates it (the first counts). Compared without case.
-GENE = ("gene_id", "measuredensemblid", "gene", "gene_name", "genesymbol", "measuredgenesymbol", "targetgene")
+# Columns by which a header says which gene an element was tested for (all are tried: published tables have NA in some),
+# whether it regulates it (the first counts), and whether the pair counts: the ENCODE tables of CRISPRi experiments
+# (Gschwind et al. 2025) have there why it does not, such as an element that overlaps a promoter. Compared without case.
+GENE = (
+    "gene_id", "measuredgeneensemblid", "measuredensemblid", "gene", "gene_name", "genesymbol", "measuredgenesymbol",
+    "targetgene",
+)  # fmt: skip
 REGULATED = ("regulated", "significant")
+VALID, CELL_TYPE = ("validconnection",), ("celltype",)
 YES, NO, UNKNOWN = ("true", "1", "yes", "t"), ("false", "0", "no", "f"), ("na", "")
 
 
@@ -145,7 +150,8 @@ def read_sets(
 
 def read_set(name: str, path: Path, chromosomes: Mapping[str, int], genes: pd.DataFrame) -> ElementSet:
     """Reads BED, gzip or not; a header that names its columns may say which gene an element is for (``GENE``), and
-    whether it regulates it (``REGULATED``), as in the published tables of CRISPRi experiments.
+    whether it regulates it (``REGULATED``), as in the published tables of CRISPRi experiments. Pairs that such a table
+    calls no valid connection are left out; elements tested in several cell types are all taken, with a note.
 
     Args:
         genes: gene_id, and gene_name where known, of the genes that are looked at. Both are understood in the file, ids
@@ -156,7 +162,7 @@ def read_set(name: str, path: Path, chromosomes: Mapping[str, int], genes: pd.Da
     """
     check_file(path, "the set of elements")
     columns, lines = _parse(path)
-    table = pd.DataFrame(lines, columns=["line", "chrom", "start", "end", "gene", "regulated"])
+    table = pd.DataFrame(lines, columns=["line", "chrom", "start", "end", "gene", "regulated", "valid", "cell_type"])
     if table.empty:
         raise UserError(f"{path}: holds no element")
     notes: list[str] = []
@@ -174,14 +180,19 @@ def read_set(name: str, path: Path, chromosomes: Mapping[str, int], genes: pd.Da
         table = _leave_out(table, table["gene_id"] == "", "of genes that are not looked at", notes)
     else:
         table["gene_id"] = ""
+    table = _leave_out(table, ~table["valid"].isin(YES), "whose pair is no valid connection", notes)
     table = _leave_out(table, table["regulated"].isin(UNKNOWN), "not known to regulate or not", notes)
+    if table["cell_type"].nunique() > 1:
+        tested = ", ".join(sorted(table["cell_type"].unique()))
+        notes.append(f"its elements were tested in {tested}; for one of these alone, keep its lines of the file")
     table["regulated"] = ~table["regulated"].isin(NO)
     kept = table[["chrom", "start", "end", "gene_id", "regulated"]].reset_index(drop=True)
     return ElementSet(name, kept, "gene" in columns, "regulated" in columns, notes)
 
 
 def _parse(path: Path) -> tuple[dict[str, list[int]], list[tuple[Any, ...]]]:
-    """The columns that a header gives, and of each line its number, chrom, start, end, the gene's names, regulated.
+    """The columns that a header gives, and of each line its number, chrom, start, end, the gene's names, regulated,
+    valid, cell type.
 
     A name that ends in a version is there without it too.
     """
@@ -203,22 +214,26 @@ def _parse(path: Path) -> tuple[dict[str, list[int]], list[tuple[Any, ...]]]:
             chrom, start, end = (fields[place].strip() for place in places)
             low, high = int(start), int(end)
             names = [fields[place].strip() for place in columns.get("gene", [])]
-            flag = fields[columns["regulated"][0]].strip().lower() if "regulated" in columns else YES[0]
+            flag, valid, cell_type = (
+                fields[columns[name][0]].strip() if name in columns else YES[0]
+                for name in ("regulated", "valid", "cell_type")
+            )
         except (IndexError, ValueError):
             raise UserError(f"{path}: line {number} is not BED (chromosome, start, end, tab-separated)") from None
         if not 0 <= low < high:
             raise UserError(f"{path}: line {number}: {chrom}:{start}-{end} is no interval")
-        if flag not in YES + NO + UNKNOWN:
+        if flag.lower() not in YES + NO + UNKNOWN:
             raise UserError(f"{path}: line {number}: whether it regulates is {flag!r}, neither TRUE nor FALSE")
-        lines.append((number, chrom, low, high, [*names, *(name.split(".")[0] for name in names)], flag))
+        names += [name.split(".")[0] for name in names]
+        lines.append((number, chrom, low, high, names, flag.lower(), valid.lower(), cell_type))
     return columns, lines
 
 
 def _columns(names: list[str]) -> dict[str, list[int]]:
-    """Where a header has chrom, start, end, and perhaps gene and regulated; nothing for a line that is no header."""
+    """Where a header has chrom, start, end, and perhaps what else is read; nothing for a line that is no header."""
     wanted = {
         "chrom": ("chrom", "chr", "chromosome"), "start": ("start", "chromstart"), "end": ("end", "chromend"),
-        "gene": GENE, "regulated": REGULATED,
+        "gene": GENE, "regulated": REGULATED, "valid": VALID, "cell_type": CELL_TYPE,
     }  # fmt: skip
     found = {key: [names.index(name) for name in known if name in names] for key, known in wanted.items()}
     header = found["chrom"] and found["start"] and found["end"]

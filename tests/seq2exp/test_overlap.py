@@ -16,8 +16,13 @@ from seq2exp.inference.overlap import Cover, ElementSet, marked, read_set, read_
 from seq2exp.inference.pairs import PairScores
 from seq2exp.inference.survey import notes_of
 
-CHROMOSOMES = {"chr1": 1_000_000, "chr2": 5_000}
-GENES = pd.DataFrame({"gene_id": ["ENSG01.3", "ENSG02"], "gene_name": ["TP53", "MYC"]})
+CHROMOSOMES = {"chr1": 1_000_000, "chr2": 5_000, "chr11": 135_086_622}
+GENES = pd.DataFrame(
+    {
+        "gene_id": ["ENSG01.3", "ENSG02", "ENSG00000213931.7", "ENSG00000196565"],
+        "gene_name": ["TP53", "MYC", "HBE1", "HBG2"],
+    }
+)
 SIGNALS = ["H3K27ac", "DNase", "contacts"]
 LENGTH, CENTER = 10_000, 400
 
@@ -45,6 +50,61 @@ def test_a_set_named_without_chr(tmp_path):
     elements = _read(tmp_path, "1\t5\t9\nMT\t1\t2\n")
     assert _rows(elements) == [("chr1", 5, 9, "", True)]
     assert elements.notes[0] == "its 1 is taken for chr1, and so on" and "1 of 2 elements on" in elements.notes[1]
+
+
+# The header and lines of EPCrisprBenchmark_Fulco2019_K562_GRCh38.tsv (EngreitzLab/CRISPR_comparison on GitHub); a field
+# with spaces is shortened.
+CRISPRI = """
+chrom chromStart chromEnd name EffectSize chrTSS startTSS endTSS measuredGeneSymbol Significant pValueAdjusted
+ PowerAtEffectSize25 ValidConnection CellType Reference Regulated
+chr11 3307615 3308115 HBE1|chr11:3328845-3329345:* 0.01896726 chr11 5505651 5505652 HBE1 FALSE 0.846461063242
+ 1 TRUE K562 Klann2017 FALSE
+chr11 5249607 5250415 HBE1|chr11:5270837-5271645:* 0.44069824 chr11 5505651 5505652 HBE1 TRUE 1.36823302383e-33
+ 0.999999993372 PromoterElement K562 Klann2017 FALSE
+chr11 5275735 5276235 HBE1|chr11:5296965-5297465:* -0.32358968 chr11 5505651 5505652 HBE1 TRUE 3.07477010334e-13
+ 0.993058229513 TRUE K562 Klann2017 TRUE
+chr11 5275754 5276060 HBG2|chr11:5296984-5297290:* -0.499976039 chr11 5505604 5505605 HBG2 TRUE 1.9603e-5
+ NA TRUE K562 Xie2017 TRUE
+chr11 5280370 5281170 HBBP1|chr11:5301600-5302400:* -0.81438 chr11 5243536 5243537 HBBP1 TRUE 3.95e-25
+ 0.25 Non-protein-coding-gene K562 Thakore2015 TRUE
+"""
+
+
+def test_the_published_table_of_crispri_experiments(tmp_path):
+    text = CRISPRI.strip().replace("\n ", " ").replace(" ", "\t") + "\n"
+    elements = _read(tmp_path, text, "EPCrisprBenchmark.tsv.gz")
+    assert _rows(elements) == [
+        ("chr11", 3307615, 3308115, "ENSG00000213931.7", False),
+        ("chr11", 5275735, 5276235, "ENSG00000213931.7", True),
+        ("chr11", 5275754, 5276060, "ENSG00000196565", True),
+    ]
+    assert elements.by_gene and elements.flagged
+    assert elements.notes == [
+        "1 of 5 elements of genes that are not looked at are left out",
+        "1 of 4 elements whose pair is no valid connection are left out",
+    ]
+
+
+def test_the_published_table_of_several_cell_types(tmp_path):
+    """The columns that matter of EPCrisprBenchmark_combined_data.heldout_5_cell_types.GRCh38.tsv, as its README
+    describes them: genes by id too, and reasons with spaces."""
+    columns = ["chrom", "chromStart", "chromEnd", "name", "EffectSize", "measuredGeneSymbol", "measuredGeneEnsemblId"]
+    lines = [
+        [*columns, "Significant", "ValidConnection", "CellType", "Regulated"],
+        ["chr11", "500", "900", "a", "-0.2", "HBE1-alias", "ENSG00000213931", "TRUE", "TRUE", "GM12878", "TRUE"],
+        ["chr11", "950", "990", "b", "0.3", "NA", "ENSG00000213931", "TRUE", "TRUE", "K562", "FALSE"],
+        ["chr11", "10", "90", "c", "-0.1", "MYC", "NA", "TRUE", "overlaps potential promoter", "K562", "TRUE"],
+        ["chr11", "10", "90", "d", "-0.1", "MYC", "NA", "TRUE", "overlaps target gene exon", "WTC11", "TRUE"],
+    ]
+    elements = _read(tmp_path, "".join("\t".join(line) + "\n" for line in lines))
+    assert [row[1:] for row in _rows(elements)] == [
+        (500, 900, "ENSG00000213931.7", True),
+        (950, 990, "ENSG00000213931.7", False),
+    ]
+    assert elements.notes == [
+        "2 of 4 elements whose pair is no valid connection are left out",
+        "its elements were tested in GM12878, K562; for one of these alone, keep its lines of the file",
+    ]
 
 
 def test_a_table_of_tested_pairs(tmp_path):
