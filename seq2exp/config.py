@@ -96,7 +96,6 @@ class _Presets(type(BackboneFields)):  # type: ignore[misc]
             beta_min=0.0,
             prior_mean=0.1,
             prior_scale=1.0,
-            select_bias=3.0,
         )
         return cls(**ours | fields)
 

@@ -28,7 +28,6 @@ PRESETS = {
     "top_fraction": SOFT | {"top_fraction": 0.1, "hard": True},
     "discovery": SOFT | {
         "mask_placement": "every_layer", "signal_scale": 3.0, "beta_min": 0.0, "prior_mean": 0.1, "prior_scale": 1.0,
-        "select_bias": 3.0,
     },
 }  # fmt: skip
 
