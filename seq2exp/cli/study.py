@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def study(
     out: Annotated[Path, typer.Argument(metavar="OUT_FOLDER", help="for genomes, runs and the report")],
-    preset: Annotated[str, typer.Option(help="quick (minutes), committed (an hour on 2 cores), long, gpu")] = "committed",
+    preset: Annotated[
+        str, typer.Option(help="quick (minutes), committed (an hour on 2 cores), long, gpu")
+    ] = "committed",
     workers: Annotated[
         int | None, typer.Option(min=1, help="runs at a time, one thread each; default: cores, 4 on a GPU")
     ] = None,

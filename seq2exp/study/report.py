@@ -14,7 +14,7 @@ from seq2exp.inference.recovery import LEARNED
 
 from .conditions import BARE, DISCOVERY, USUAL, VARIANTS
 from .runner import Study
-from .words import conclusions, in_short, targets
+from .words import conclusions, in_short, on_other_genes, targets
 
 MODEL_SCORES = {"soft mask": "mask", "generator part": "generator", "mask x gradient": "gradient"}
 NOTES = "simulated_notes.md"  # written by hand, beside the report
@@ -81,11 +81,11 @@ def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     usual = table[table["condition"] == USUAL]
     masked = usual[~usual["variant"].isin(BARE)]
     sections = ["# What the mask finds, where the truth is known", _state(study, table), "## In short"]
-    sections += [in_short(usual), _markdown(targets(usual))]
+    others = table[table["variant"] == DISCOVERY]
+    sections += [in_short(usual), on_other_genes(others[others["condition"] != USUAL]), _markdown(targets(usual))]
     sections += ["## What makes the mask learn: one factor at a time", _factors(masked), _markdown(variants(masked))]
     sections.append(conclusions(masked))
     sections += ["## Expression", _markdown(expression(usual))]
-    others = table[(table["variant"] == DISCOVERY)]
     sections += ["## Other genes, discovery settings", _markdown(by_condition(others))]
     rest = table[(table["condition"] != USUAL) & (table["variant"] != DISCOVERY)]
     if len(rest):
@@ -98,7 +98,7 @@ def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
         for name, says in PICTURES.items()
         if (folder / name).exists()
     ]
-    return [*sections, "## What the words mean", DEFINITIONS]
+    return [part for part in sections if part] + ["## What the words mean", DEFINITIONS]
 
 
 def _state(study: Study, table: pd.DataFrame) -> str:
@@ -168,10 +168,10 @@ def _recovery(group: pd.DataFrame) -> dict[str, str]:
 
 def _factors(masked: pd.DataFrame) -> str:
     """What each name in the table stands for."""
-    steps = ", ".join(f"{steps:,}" for steps in sorted(set(masked["steps"])))
+    steps = masked.loc[masked["variant"] == DISCOVERY, "steps"].max()
     says = (
         "Every line is the discovery settings with one thing changed, those called published with all; sizes, "
-        f"optimiser, rate and steps ({steps}) are the same everywhere, those of `seq2exp/training/presets.py`."
+        f"optimiser, rate and steps ({steps:,}) are the same everywhere else, those of `seq2exp/training/presets.py`."
     )
     lines = [says]
     lines += [f"- **{name}**: {variant.asks}" for name, variant in VARIANTS.items() if name in set(masked["variant"])]

@@ -24,9 +24,11 @@ from seq2exp.study.conditions import (
     BARE,
     CONDITIONS,
     DISCOVERY,
+    DISCOVERY_LONG,
     LONGEST,
     NO_MASK,
     NO_MASK_DEEP,
+    NO_MASK_LONG,
     USUAL,
     VARIANTS,
     make_run,
@@ -67,7 +69,7 @@ def test_a_variant_differs_from_discovery_in_what_it_says_only():
         training = make_run(name, USUAL, 101).training
         for section, fields in training.items():
             if not isinstance(fields, dict):
-                assert fields == base[section]
+                assert fields == variant.changes.get(section, base[section])
                 continue
             changed = {key for key in fields if fields[key] != base[section].get(key)}
             assert changed == set(variant.changes.get(section, {})), (name, section)
@@ -173,7 +175,7 @@ def test_a_changed_run_list_is_refused_with_the_difference(tmp_path):
 
 def test_mistakes(seq2exp, tmp_path, study):
     code, _, err = seq2exp("study", tmp_path / "new", "--preset", "huge")
-    assert code == 2 and "preset 'huge' is unknown: one of quick, committed, gpu" in err
+    assert code == 2 and "preset 'huge' is unknown: one of quick, committed, long, gpu" in err
     code, _, err = seq2exp("study", tmp_path / "new", "--report")
     assert code == 2 and "no runs have begun" in err and not (tmp_path / "new").exists()
     code, _, err = seq2exp("study", study.out, "--preset", "quick")
@@ -193,7 +195,7 @@ def _table(**ratios: list[float]) -> pd.DataFrame:
     rows = [
         {
             "variant": variant.replace("_", " "), "seed": seed, "ratio": ratio, "mask_bases": 0.3 * ratio,
-            "mask_elements": 0.95, "selected": 0.1, "r2": 0.95, "learned": float(ratio >= 1.3),
+            "mask_elements": 0.95, "selected": 0.1, "r2": 0.95, "steps": 1_200, "learned": float(ratio >= 1.3),
         }
         for variant, values in ratios.items()
         for seed, ratio in enumerate(values)
@@ -210,8 +212,9 @@ def test_words_follow_from_the_numbers():
 
 
 def test_targets_are_counted_on_every_seed():
-    table = _table(discovery=[1.5, 1.2, 1.6], no_mask=[1.0, 1.0, 1.0])
-    table.loc[table["variant"] == NO_MASK, "r2"] = [0.96, 0.98, 0.90]
+    table = _table(**{DISCOVERY: [1.5, 1.2, 1.6], NO_MASK_DEEP: [1.0] * 3, DISCOVERY_LONG: [1.5], NO_MASK_LONG: [1.0]})
+    table.loc[table["variant"] == NO_MASK_DEEP, "r2"] = [0.96, 0.98, 0.90]
     rows = targets(table).set_index("target")
-    assert list(rows["met"]) == ["2 of 3", "3 of 3", "3 of 3", "2 of 3"]
+    assert list(rows["met"]) == ["2 of 3", "3 of 3", "3 of 3", "2 of 3", "1 of 1"]
     assert list(rows.iloc[3][["seed 0", "seed 1", "seed 2"]]) == ["-0.010", "-0.030", "0.050"]
+    assert list(rows.iloc[4][["seed 0", "seed 1"]]) == ["0.000", "-"]
