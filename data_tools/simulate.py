@@ -124,6 +124,8 @@ def simulate(out_dir: str | Path, *, seed: int, **parameters: object) -> Path:
         genes.to_csv(out / "genes.csv", index=False, float_format="%.6f")
         columns = ["chrom", "start", "end", "gene_id"]
         elements[[*columns, "kind"]].to_csv(out / "elements.bed", sep="\t", index=False, header=False)
+        has_peak = elements["kind"] != "motif_only"
+        elements.loc[has_peak, columns[:3]].to_csv(out / "peaks.bed", sep="\t", index=False, header=False)
         causal = elements[elements["kind"] == "causal"].merge(genes[["gene_id", "strand"]], on="gene_id", sort=False)
         causal[[*columns, "effect", "strand"]].to_csv(
             out / "truth.bed", sep="\t", index=False, header=False, float_format="%.6g"

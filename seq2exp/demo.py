@@ -120,6 +120,7 @@ def simulated_store(out: Path, **simulation: Any) -> Store:
         track={name: simulated / f"{name}.bw" for name in ("H3K27ac", "DNase")},
         contacts=str(simulated / "contacts.tsv"),
         contact_reach=max(200, half_window + 4),
+        peaks=simulated / "peaks.bed",
         genes=simulated / "genes.csv",
         target="target",
         split="split",

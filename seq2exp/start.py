@@ -1,4 +1,4 @@
-"""A Seq2Exp that starts from a pretrained Caduceus."""
+"""Models that start from trained weights: of a run, or of a pretrained Caduceus."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from seq2exp.backbone import Caduceus, CaduceusBackbone
 from seq2exp.baselines.mamba import BASES, GeneExpMambaConfig
 from seq2exp.errors import UserError
+from seq2exp.inference.windows import Model, model_folder
 from seq2exp.model import Seq2Exp
 from seq2exp.official import load_official
 from seq2exp.pretrained import CONFIG
@@ -48,6 +49,23 @@ def start_from_pretrained(
     if freeze:
         freeze_parts(model, parts)
     return model
+
+
+def start_from_run(model: Model, path: Path) -> None:
+    """Give a model the weights of a trained one of its kind and sizes: a run folder, or one of `save_pretrained`.
+
+    The window may be another one, but for a learned position embedding.
+
+    Raises
+    ------
+    UserError: no model there, one of another kind or of other sizes. The model is then unchanged.
+    """
+    theirs, ours = type(model).from_pretrained(model_folder(path)).state_dict(), model.state_dict()
+    for name in (*ours, *theirs):
+        shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{path}: its weights do not fit: {name} is {shapes[0]} there, {shapes[1]} here")
+    model.load_state_dict(theirs)
 
 
 def freeze_parts(model: Seq2Exp, parts: Sequence[str]) -> None:

@@ -49,12 +49,7 @@ class Job(RunList[TableRun]):
         return self._trials[run.row]
 
     def obstacle(self, run: TableRun) -> str | None:
-        if run.source in self.failed:
-            return f"it needs {run.source}, which failed"
-        return self.trial(run).lack
-
-    def ready(self, run: TableRun) -> bool:
-        return run.source is None or run.source in self.results
+        return super().obstacle(run) or self.trial(run).lack
 
     def said(self, result: Result) -> str:
         values = {name: result[name] for name in ("mse", "mae", "pearson", "mask_ratio")}

@@ -31,6 +31,10 @@ class Run(Protocol):
     def folder(self) -> str:
         """Where in the job's folder it is; unique in its list."""
 
+    @property
+    def source(self) -> str | None:
+        """The folder of the run that has to be done before."""
+
     def identity(self) -> dict[str, Any]:
         """What its result depends on."""
 

@@ -72,11 +72,11 @@ class RunList(Generic[R]):
 
     def obstacle(self, run: R) -> str | None:
         """Why a run cannot be started, now or later."""
-        return None
+        return f"it needs {run.source}, which failed" if run.source in self.failed else None
 
     def ready(self, run: R) -> bool:
         """Whether what it needs of other runs is there."""
-        return True
+        return run.source is None or run.source in self.results
 
     def tidy(self) -> None:
         """Take away what an interrupted job left; no other process is at work in the folder."""

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from seq2exp.registry import entry
 from seq2exp.training.presets import TRAINING
 
-from .plan import Run
+from .plan import DISCOVERY, DISCOVERY_GROWN, PUBLISHED_SOFT, USUAL, Run
 
-DISCOVERY, USUAL, LONGEST = "discovery", "512 bases", "200,000 bases"
-DISCOVERY_LONG = "discovery, 3,000 steps"
+DISCOVERY_LONG, LONGEST = "discovery, 3,000 steps", "200,000 bases"
 NO_MASK, NO_MASK_DEEP, NO_MASK_LONG = BARE = (
     "no mask",
     "no mask, twice the layers",
     "no mask, twice the layers, 3,000 steps",
 )
+SHORT: dict[str, Any] = {"steps": 1_200, "evaluate_every": 240}
 LONG: dict[str, Any] = {"steps": 3_000, "evaluate_every": 300}
-SIZES = ("length", "center", "d_model", "d_state")  # model fields that a baseline has too
+LAYERS = TRAINING["model"]["generator_layers"] + TRAINING["model"]["predictor_layers"]
 SEEDS = (101, 102, 103, 104, 105)  # none of them was used to choose settings
 
 Changes = dict[str, Any]
@@ -43,6 +44,7 @@ VARIANTS: dict[str, Variant] = {
         "Seq2ExpConfig.discovery, KL weight 0 until 45 % and 0.01 from 80 % of the steps, RC and shift", {}
     ),
     DISCOVERY_LONG: Variant("2.5 times the steps", LONG),
+    DISCOVERY_GROWN: Variant("the weights start from those of discovery on windows of 512 bases", {}),
     "mask at the input": Variant("mask_placement input", {"model": {"mask_placement": "input"}}),
     "select bias 3": Variant("select_bias 3", {"model": {"select_bias": 3.0}}),
     "no KL ramp": Variant("KL weight 0.01 from the first step", {"kl": {"start_fraction": 0.0, "ramp_fraction": 0.0}}),
@@ -65,7 +67,7 @@ VARIANTS: dict[str, Variant] = {
     "top fraction": Variant(
         "the top 10 % of the means as a binary mask", {"model": {"hard": True, "top_fraction": 0.1}}
     ),
-    "published soft": Variant(
+    PUBLISHED_SOFT: Variant(
         "Seq2ExpConfig.soft, KL weight 0.01 from the first step, no augmentation",
         PUBLISHED_TRAINING | {"model": {"preset": "soft"}},
     ),
@@ -74,6 +76,25 @@ VARIANTS: dict[str, Variant] = {
         PUBLISHED_TRAINING | {"model": {"preset": "hard", "task_gradient": False}},
     ),
 }
+
+FACTORS = [name for name in VARIANTS if name not in (DISCOVERY, DISCOVERY_LONG, DISCOVERY_GROWN)]
+
+# Models without a mask, and those whose mask is given. `layers` are the predictor's, or all that generator and
+# predictor have together.
+MODELS: dict[str, Changes] = {
+    NO_MASK: {"name": "caduceus_signals", "layers": TRAINING["model"]["predictor_layers"]},
+    NO_MASK_DEEP: {"name": "caduceus_signals", "layers": LAYERS},
+    NO_MASK_LONG: {"name": "caduceus_signals", "layers": LAYERS},
+    "Caduceus": {"name": "caduceus", "layers": LAYERS},
+    "Mamba": {"name": "mamba", "layers": LAYERS},
+    "HyenaDNA": {"name": "hyenadna", "layers": LAYERS, "d_inner": 128},
+    "Enformer": {"name": "enformer", "dim": 96, "depth": LAYERS},
+    "EPInformer": {"name": "epinformer", "elements": 5, "element": 416},
+    "MACS3 peaks": {"name": "peaks", "predictor_layers": LAYERS, "packed": False},
+    "ABC": {"name": "abc", "predictor_layers": LAYERS, "packed": False, "width": 48},
+    "Seq2Exp-retrain": {"name": "retrain", "packed": False},
+}
+BASELINES = [name for name in MODELS if name not in BARE]
 
 # What differs from the usual genes of 512 bases. Longer windows hold more elements and reach further.
 CONDITIONS: dict[str, Changes] = {
@@ -107,18 +128,14 @@ def make_run(variant: str, condition: str, seed: int, *, genes: int | None = Non
         genes: where the condition does not say; default: 2,600.
         training: sections or fields of the training settings that replace those of `TRAINING`.
     """
-    changes = CONDITIONS[condition]
-    simulation: dict[str, Any] = {"genes": genes or 2_600, "length": 512, "center": 32} | changes
-    settings: dict[str, Any] = _merged(TRAINING, {} if variant in BARE else VARIANTS[variant].changes)
-    settings = _merged(settings, training)
-    windows = {"length": simulation["length"], "center": simulation["center"]}
-    model = settings["model"] | windows
-    if variant in BARE:  # the predictor alone, or with as many layers as generator and predictor have together
-        layers = model["predictor_layers"] + (0 if variant == NO_MASK else model["generator_layers"])
-        model = {"name": "caduceus_signals", "layers": layers} | {name: model[name] for name in SIZES}
+    simulation: dict[str, Any] = {"genes": genes or 2_600, "length": 512, "center": 32} | CONDITIONS[condition]
+    changes = VARIANTS[variant].changes if variant in VARIANTS else (LONG if variant == NO_MASK_LONG else {})
+    settings = _merged(_merged(TRAINING, changes), training)
+    model = settings["model"] | {"length": simulation["length"], "center": simulation["center"]}
+    if variant in MODELS:
+        fields = entry(MODELS[variant]["name"]).config.model_fields
+        model = {name: value for name, value in model.items() if name in fields} | MODELS[variant]
         settings["kl"] = {"weight": 0.0}
-        if variant == NO_MASK_LONG:
-            settings |= LONG
     return Run(variant, condition, seed, simulation, settings | {"model": model})
 
 
@@ -141,21 +158,20 @@ def quick() -> list[Run]:
 
 def committed() -> list[Run]:
     """At most an hour on two cores."""
-    short: Changes = {"steps": 1_200, "evaluate_every": 240}
-    runs = [make_run(variant, USUAL, seed, **short) for seed in SEEDS for variant in (DISCOVERY, NO_MASK_DEEP)]
+    runs = [make_run(variant, USUAL, seed, **SHORT) for seed in SEEDS for variant in (DISCOVERY, NO_MASK_DEEP)]
     runs += [make_run(variant, USUAL, seed) for seed in SEEDS[:2] for variant in (DISCOVERY_LONG, NO_MASK_LONG)]
     # Longer windows and a single motif copy take the model more steps, and the KL weight must not rise before.
     slow, left_out = ("2,048 bases", "one motif copy"), (USUAL, "8,192 bases", LONGEST)
     names = [name for name in CONDITIONS if name not in left_out]
-    runs += [make_run(DISCOVERY, name, SEEDS[0], **(LONG if name in slow else short)) for name in names]
-    others = [name for name in VARIANTS if name not in (DISCOVERY, DISCOVERY_LONG)]
-    return runs + [make_run(name, USUAL, seed, **short) for seed in SEEDS[:3] for name in others]
+    runs += [make_run(DISCOVERY, name, SEEDS[0], **(LONG if name in slow else SHORT)) for name in names]
+    return runs + [make_run(name, USUAL, seed, **SHORT) for seed in SEEDS[:3] for name in FACTORS]
 
 
 def long() -> list[Run]:
-    """The committed study and longer windows, about an hour and a half on two cores: what is in bench/results."""
+    """What is in bench/results: the committed study, longer windows and the baselines; two hours on two cores."""
     runs = [make_run(DISCOVERY, "8,192 bases", SEEDS[0], **LONG), make_run(DISCOVERY, "2,048 bases", SEEDS[1], **LONG)]
-    return runs + committed()
+    runs += [make_run(DISCOVERY_GROWN, "8,192 bases", SEEDS[0], steps=1_000, evaluate_every=200)]
+    return runs + committed() + [make_run(name, USUAL, SEEDS[0], **SHORT) for name in BASELINES]
 
 
 def gpu() -> list[Run]:
@@ -165,7 +181,7 @@ def gpu() -> list[Run]:
         "model": {"d_model": 64, "d_state": 16, "recompute": "layer"}, "optimizer": {"lr": 5e-4},
     }  # fmt: skip
     compared = (DISCOVERY, NO_MASK_DEEP, "published soft", "published hard")
-    runs = [make_run(name, USUAL, seed) for name in (*VARIANTS, *BARE) for seed in SEEDS]
+    runs = [make_run(name, USUAL, seed) for name in (DISCOVERY, DISCOVERY_LONG, *FACTORS, *MODELS) for seed in SEEDS]
     others = [name for name in CONDITIONS if name not in (USUAL, LONGEST)]
     runs += [make_run(name, condition, seed) for condition in others for name in compared for seed in SEEDS[:3]]
     return runs + [make_run(name, LONGEST, seed, **large) for name in compared for seed in SEEDS[:3]]

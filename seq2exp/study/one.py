@@ -20,21 +20,21 @@ from seq2exp.inference.windows import load_model
 from seq2exp.runlist.child import main
 from seq2exp.training import TrainConfig, train
 
-from .plan import Run
+from .plan import DISCOVERY_GROWN, Run
 
 SCORED_BASES = 16_384  # at a time
-BUILT_FROM = ("genome.fa", "genome.fa.fai", "H3K27ac.bw", "DNase.bw", "contacts.tsv")
+BUILT_FROM = ("genome.fa", "genome.fa.fai", "H3K27ac.bw", "DNase.bw", "contacts.tsv", "peaks.bed")
 
 
 def perform(run: Run, out: Path, device: str) -> dict[str, Any]:
     """Simulate (or find) the genome, train (or go on), score on the test genes, which nothing was chosen by."""
     began = time.perf_counter()
     data, folder = dataset(run, out), out / run.folder
-    fields = run.training | {"data": run.training["data"] | {"store": data / "store.zarr"}, "seed": run.seed}
-    config = TrainConfig.model_validate(fields)
+    config = TrainConfig.model_validate(settings(run, data / "store.zarr", out))
     trained = train(config, folder, resume=(folder / "config.yaml").exists(), device=device, quiet=True)
     model, _, _ = load_model(folder, device)
-    windows = GeneWindows(open_store(data / "store.zarr"), model.config.length, "test")
+    store = open_store(data / "store.zarr")
+    windows = GeneWindows(store, model.config.length, "test", peaks=model.reads_peaks)
     batch = max(1, SCORED_BASES // model.config.length)
     found = recover(model, windows, data / "simulated" / "elements.bed", batch_size=batch)
     return {
@@ -45,6 +45,16 @@ def perform(run: Run, out: Path, device: str) -> dict[str, Any]:
         "seconds_per_step": trained.seconds_per_step,
         "seconds": time.perf_counter() - began,
     } | _recovery(found)
+
+
+def settings(run: Run, store: Path, out: Path) -> dict[str, Any]:
+    """Of the training, with what it takes from another run in that folder."""
+    fields = run.training | {"data": run.training["data"] | {"store": store}, "seed": run.seed}
+    if run.source is None:
+        return fields
+    if run.variant == DISCOVERY_GROWN:
+        return fields | {"start_from": out / run.source}
+    return fields | {"model": fields["model"] | {"source": str(out / run.source)}}
 
 
 def dataset(run: Run, out: Path) -> Path:

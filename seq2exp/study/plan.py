@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from seq2exp.runlist import slug
+
+PUBLISHED_SOFT, DISCOVERY, DISCOVERY_GROWN = "published soft", "discovery", "discovery, from 512 bases"
+USUAL = "512 bases"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def source(self) -> str | None:
+        """The folder of the run whose model is frozen in this one, or whose weights this one starts from."""
+        if self.training["model"].get("name") == "retrain":
+            return replace(self, variant=PUBLISHED_SOFT).folder
+        return replace(self, variant=DISCOVERY, condition=USUAL).folder if self.variant == DISCOVERY_GROWN else None
 
     @cached_property
     def dataset(self) -> str:

@@ -92,6 +92,8 @@ class TrainConfig(Section):
     model: ``name`` (of ``seq2exp.registry``; without one seq2exp, which has a ``preset``) and fields of that model's
         configuration. The name of a baseline brings the paper's batch size and learning rate where none are given.
     pretrained: a Caduceus to start from; without it the backbones start at random.
+    start_from: a run or a saved model of the same kind and sizes, whose weights training starts from: for longer
+        windows, or another cell type.
     compile: torch.compile for the training step.
     parallel: what several ranks do, "ddp" each hold the whole model, "fsdp" each hold a share of it.
     """
@@ -99,6 +101,7 @@ class TrainConfig(Section):
     data: DataConfig
     model: dict[str, Any] = Field(default_factory=lambda: {"preset": "soft"})
     pretrained: PretrainedConfig | None = None
+    start_from: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     kl: KLConfig = KLConfig()
@@ -141,6 +144,8 @@ class TrainConfig(Section):
         name = self.model.get("name", "seq2exp")
         if self.pretrained and name != "seq2exp":
             raise ValueError(f"pretrained is for seq2exp, model.name is {name}: leave it out")
+        if self.pretrained and self.start_from:
+            raise ValueError("pretrained and start_from: training starts from one of them, leave the other out")
         model = model_config(self.model)
         if self.data.rc_augmentation and (model.length - model.center) % 2:
             raise ValueError(

@@ -23,7 +23,7 @@ from seq2exp.data_tools import GeneWindows, Store, collate, expand, open_store, 
 from seq2exp.errors import UserError, is_out_of_memory
 from seq2exp.inference.windows import Model, autocast, call_model, input_names, predict_genes, resolve_device
 from seq2exp.seeds import derive_seed
-from seq2exp.start import freeze_parts, start_from_pretrained
+from seq2exp.start import freeze_parts, start_from_pretrained, start_from_run
 
 from .batches import StepBatches, augment
 from .checkpoint import load_checkpoint, load_weights, own_weights, save_checkpoint, save_model
@@ -80,8 +80,11 @@ class Trainer:
         store = open_store(config.data.store)
         self.model_config = self._model_config(store)
         self.model = self._new_model()
+        begins = not (resume and (run / LAST).exists())  # else the weights of a checkpoint follow
+        if config.start_from and begins:
+            start_from_run(self.model, config.start_from)
         if config.pretrained:
-            self._start_from_pretrained(config.pretrained, weights=not (resume and (run / LAST).exists()))
+            self._start_from_pretrained(config.pretrained, weights=begins)
         self.sharded = self.ranks.world > 1 and config.parallel == "fsdp"
         if self.sharded:
             shard(self.model, self.device, self.ranks.world)
@@ -301,7 +304,6 @@ class Trainer:
         return model.to(self.device)
 
     def _start_from_pretrained(self, pretrained: PretrainedConfig, weights: bool) -> None:
-        """weights: False where those of a checkpoint follow."""
         if weights:
             start_from_pretrained(self.model, pretrained.path, parts=pretrained.parts)
         if pretrained.freeze:
