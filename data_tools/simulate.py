@@ -87,10 +87,12 @@ class SimulationParameters:
 
 
 def simulate(out_dir: str | Path, *, seed: int, **parameters: object) -> Path:
-    """Writes genome.fa (.fai), H3K27ac.bw, DNase.bw, contacts.tsv, genes.csv, truth.bed, elements.bed and params.json.
+    """Writes genome.fa (.fai), H3K27ac.bw, DNase.bw, contacts.tsv, genes.csv, truth.bed, elements.bed, peaks.bed and
+    params.json.
 
     truth.bed: the causal elements (chrom, start, end, gene_id, strength * amplitude * contact, strand of the gene);
-    elements.bed: all elements (chrom, start, end, gene_id, kind). The same seed and parameters give the same files.
+    elements.bed: all elements (chrom, start, end, gene_id, kind); peaks.bed: those with a peak in the tracks. The same
+    seed and parameters give the same files.
 
     Args:
         parameters: fields of ``SimulationParameters``.

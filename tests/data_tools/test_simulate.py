@@ -103,6 +103,10 @@ def test_expression_follows_the_causal_elements(simulated):
     assert set(zip(truth.chrom, truth.start, strict=True)) == {
         (e.chrom, e.start) for e in elements_of(simulated).itertuples() if e.kind == "causal"
     }
+    peaks = pd.read_csv(simulated / "peaks.bed", sep="\t", names=["chrom", "start", "end"])
+    assert set(zip(peaks.chrom, peaks.start, peaks.end, strict=True)) == {
+        (e.chrom, e.start, e.end) for e in elements_of(simulated).itertuples() if e.kind != "motif_only"
+    }
     total = truth.groupby("gene_id")["effect"].sum().reindex(genes.index, fill_value=0.0)
     noise = genes["target"] - np.log10(1 + total)
     assert 0.04 < noise.std() < 0.06 and abs(noise.mean()) < 0.015

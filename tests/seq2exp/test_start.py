@@ -1,5 +1,7 @@
 """Seq2Exp from a pretrained Caduceus: in Python and as a section of the training file."""
 
+import shutil
+
 import pytest
 import torch
 from published_caduceus import CONFIG, MAP, PS, plain_weights, wrapped
@@ -200,3 +202,55 @@ def test_other_models_do_not_take_it(seq2exp, started, write_yaml, tmp_path):
     model = {"name": "mamba", "length": 128, "center": 16, "d_model": 8, "layers": 1}
     code, _, err = seq2exp("train", write_yaml(started | {"model": model}), "--out", tmp_path / "run")
     assert code == 2 and "pretrained is for seq2exp, model.name is mamba" in err
+
+
+# --- from a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(settings, tmp_path):
+    """A run of two steps."""
+    short = settings | {"steps": 2, "evaluate_every": 2}
+    return train(TrainConfig.model_validate(short), tmp_path / "earlier", quiet=True).run
+
+
+def test_a_run_starts_from_the_weights_of_another(settings, earlier, tmp_path):
+    first = load_file(earlier / "best" / "model.safetensors")
+    still = settings | {"start_from": earlier, "optimizer": {"lr": 1e-30}, "steps": 1, "evaluate_every": 1}
+    still["schedule"] = {"warmup_steps": 0, "start_lr": 0.0, "end_lr": 0.0}
+    longer = still | {"model": settings["model"] | {"length": 192}}
+    for name, fields in (("same", still), ("longer", longer)):
+        run = train(TrainConfig.model_validate(fields), tmp_path / name, quiet=True).run
+        now = load_file(run / "best" / "model.safetensors")
+        assert now.keys() == first.keys()
+        assert all(torch.allclose(now[key], first[key], rtol=1e-5, atol=1e-7) for key in first), name
+
+
+def test_resumed_it_does_not_look_at_the_other_run_again(settings, earlier, tmp_path):
+    shutil.copytree(earlier, tmp_path / "other")
+    fields = settings | {"start_from": tmp_path / "other"}
+    whole = train(TrainConfig.model_validate(fields), tmp_path / "whole", quiet=True).run
+    stopped_at(TrainConfig.model_validate(fields), tmp_path / "half", 2)
+    shutil.rmtree(tmp_path / "other")
+    train(None, tmp_path / "half", resume=True, quiet=True)
+    saved, again = (load_file(run / "checkpoints" / "last.safetensors") for run in (whole, tmp_path / "half"))
+    assert all(torch.equal(again[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"start_from": "/nowhere"}, "/nowhere: neither a run folder nor a saved model"),
+        ({"model": {"d_model": 16}}, "its weights do not fit: "),
+        ({"model": {"generator_layers": 2}}, "is absent there, (8,) here"),
+        ({"model": {"name": "mamba", "layers": 1}}, "holds a Seq2Exp"),
+        ({"pretrained": {"path": "caduceus"}}, "pretrained and start_from"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(seq2exp, settings, earlier, write_yaml, tmp_path, change, words):
+    model = settings["model"] | change.get("model", {})
+    if "name" in model:
+        model = {"length": 128, "center": 16, "d_model": 8, **change["model"]}
+    fields = settings | {"start_from": str(earlier)} | change | {"model": model}
+    code, _, err = seq2exp("train", write_yaml(fields), "--out", tmp_path / "run")
+    assert code == 2 and words in err and len(err.splitlines()) == 1, err

@@ -24,8 +24,10 @@ from seq2exp.study.conditions import (
     BARE,
     CONDITIONS,
     DISCOVERY,
+    DISCOVERY_GROWN,
     DISCOVERY_LONG,
     LONGEST,
+    MODELS,
     NO_MASK,
     NO_MASK_DEEP,
     NO_MASK_LONG,
@@ -55,10 +57,15 @@ def test_every_run_of_the_presets_can_be_trained():
         runs = preset()
         assert len({run.folder for run in runs}) == len(runs), name
         for run in runs:
-            config = TrainConfig.model_validate(run.training | {"data": run.training["data"] | {"store": "s"}})
+            training = run.training | {"data": run.training["data"] | {"store": "s"}}
+            if training["model"].get("name") == "retrain":
+                training["model"] = training["model"] | {"frozen": {"length": 512, "center": 32}}
+            config = TrainConfig.model_validate(training)
             assert config.model["length"] == run.simulation["length"]
+            assert run.source is None or run.source in {other.folder for other in runs}
     variants = {run.variant for run in PRESETS["committed"]()}
-    assert variants == {*VARIANTS, *BARE} - {NO_MASK}
+    assert variants == {*VARIANTS, *BARE} - {NO_MASK, DISCOVERY_GROWN}
+    assert {run.variant for run in PRESETS["long"]()} == {*VARIANTS, *MODELS} - {NO_MASK}
     assert {run.condition for run in PRESETS["gpu"]()} == set(CONDITIONS)
     assert {run.variant for run in PRESETS["gpu"]() if run.condition == LONGEST} >= {DISCOVERY, NO_MASK_DEEP}
 
@@ -68,11 +75,9 @@ def test_a_variant_differs_from_discovery_in_what_it_says_only():
     for name, variant in VARIANTS.items():
         training = make_run(name, USUAL, 101).training
         for section, fields in training.items():
-            if not isinstance(fields, dict):
-                assert fields == variant.changes.get(section, base[section])
-                continue
-            changed = {key for key in fields if fields[key] != base[section].get(key)}
-            assert changed == set(variant.changes.get(section, {})), (name, section)
+            changes = variant.changes.get(section, {})
+            expected = base[section] | changes if isinstance(fields, dict) else changes or base[section]
+            assert fields == expected, (name, section)
     assert make_run(NO_MASK, USUAL, 101).training["model"] == {
         "name": "caduceus_signals", "layers": 2, "d_model": 32, "d_state": 4, "length": 512, "center": 32
     }  # fmt: skip
