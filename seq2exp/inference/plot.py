@@ -62,7 +62,7 @@ def read_elements(path: Path) -> list[KnownElement]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
     for number, line in enumerate(lines, 1):
         fields = line.split("\t")
         if not line.strip() or line.startswith(("#", "track", "browser")):

@@ -65,15 +65,17 @@ def compare_plan(out: Path, runs: Sequence[Run]) -> None:
         raise ValueError("two runs of the list have the same name")
     if runs and path.exists():
         before = {run.folder: run for run in read_plan(out, type(runs[0]))}
-        found = [f"{name} is new" for name in now if name not in before]
+        changed: dict[str, list[str]] = {}  # difference -> the runs that have it
+        for name in (name for name in now if name in before):
+            for line in differences(_plain(before[name].identity()), _plain(now[name].identity())):
+                changed.setdefault(line, []).append(name)
+        found = [f"{line} ({_few(names)})" for line, names in changed.items()]
+        found += [f"{name} is new" for name in now if name not in before]
         found += [f"{name} is gone" for name in before if name not in now]
-        for name in now.keys() & before.keys():
-            lines = differences(_plain(before[name].identity()), _plain(now[name].identity()))
-            found += [f"{name}: {line}" for line in lines]
         if found:
             more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             raise UserError(
-                f"{path}: the run list was changed since it began: {'; '.join(sorted(found)[:SHOWN])}{more}; "
+                f"{path}: the run list was changed since it began: {'; '.join(found[:SHOWN])}{more}; "
                 "go on with the settings it began with, or give another folder"
             )
 
@@ -99,6 +101,10 @@ def differences(before: dict[str, Any], now: dict[str, Any], where: str = "") ->
         elif old != new:
             lines.append(f"{where}{name} was {old}, is {new}")
     return lines
+
+
+def _few(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from seq2exp.errors import UserError
-from seq2exp.runlist import RunList, Slot, alone, progress_bar
+from seq2exp.runlist import RunList, Slot, alone, keep_plan, progress_bar
 from seq2exp.runlist.child import RESULT
 
 NAP = """
@@ -30,6 +30,7 @@ class Nap:
     """A run that trains nothing and waits to be woken."""
 
     name: str
+    hours: int = 8
     training: ClassVar[dict[str, Any]] = {"steps": 1}
 
     @property
@@ -41,7 +42,7 @@ class Nap:
         return f"runs/{self.name}"
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name}
+        return {"name": self.name, "hours": self.hours}
 
 
 class Naps(RunList[Nap]):
@@ -74,6 +75,16 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     (out / "runs/a/wake").touch()
     carry_out(out)
     assert (out / "runs/a" / RESULT).exists()
+
+
+def test_a_changed_list_is_refused_with_each_difference_once(tmp_path):
+    keep_plan(tmp_path, [Nap("a"), Nap("b"), Nap("c")])
+    with pytest.raises(UserError) as refused:
+        keep_plan(tmp_path, [Nap("a", 7), Nap("b", 9), Nap("c", 7), Nap("d")])
+    assert str(refused.value).startswith(
+        f"{tmp_path / 'runs.json'}: the run list was changed since it began: hours was 8, is 7 (runs/a and 1 more); "
+        "hours was 8, is 9 (runs/b); runs/d is new; go on with"
+    )
 
 
 def test_a_study_in_use_is_refused_and_keeps_its_files(seq2exp, tmp_path):
