@@ -213,7 +213,8 @@ def test_the_mask_of_the_macs3_row_is_the_peaks(folder, tmp_path):
     assert perform(run, tmp_path, "cpu")["mask_ratio"] == pytest.approx(peaks.mean())
 
 
-def test_a_folder_in_use_is_refused(seq2exp, folder, tmp_path):
+def test_a_folder_in_use_is_refused(seq2exp, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)  # nothing is started
     out = tmp_path / "out"
     with alone(out):
         code, _, err = seq2exp(*command(folder, out, "table2", "--seeds", "2"))

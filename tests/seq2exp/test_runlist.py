@@ -19,7 +19,8 @@ NAP = """
 import os, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1], sys.argv[2])
 (folder / "pid").write_text(str(os.getpid()) + " ")
-while not (folder / "wake").exists():
+until = time.monotonic() + 120
+while not (folder / "wake").exists() and time.monotonic() < until:
     time.sleep(0.02)
 (folder / "result.json").write_text("{}")
 """
@@ -87,7 +88,8 @@ def test_a_changed_list_is_refused_with_each_difference_once(tmp_path):
     )
 
 
-def test_a_study_in_use_is_refused_and_keeps_its_files(seq2exp, tmp_path):
+def test_a_study_in_use_is_refused_and_keeps_its_files(seq2exp, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)  # nothing is started
     half = tmp_path / "data" / "1234_101.77.partial"
     half.mkdir(parents=True)
     with alone(tmp_path):
