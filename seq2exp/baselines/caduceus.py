@@ -7,11 +7,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from seq2exp.backbone import CaduceusBackbone
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.config import BackboneFields, Size
 from seq2exp.embedding import Embedding
-from seq2exp.kernels.beta_mask.settings import centre_slice
-from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
-from seq2exp.pretrained import Pretrained
+from seq2exp.model import ExpressionHead
 
 
 class GeneExpBiMambaConfig(BackboneFields):
@@ -24,7 +23,7 @@ class GeneExpBiMambaConfig(BackboneFields):
     interact: Literal["no_signal", "signal"] = "no_signal"
 
 
-class GeneExpBiMamba(Pretrained, nn.Module):
+class GeneExpBiMamba(Baseline):
     """One linear input layer, one Caduceus backbone, the mean of the centre, the head of Seq2Exp."""
 
     config_class = GeneExpBiMambaConfig
@@ -33,33 +32,16 @@ class GeneExpBiMamba(Pretrained, nn.Module):
     def __init__(self, config: GeneExpBiMambaConfig) -> None:
         super().__init__()
         self.config = config
-        inputs = 4 + (config.tracks if config.interact == "signal" else 0)
-        self.input_layer = nn.Linear(inputs, config.d_model)
+        self.reads_signals = config.interact == "signal"
+        self.input_layer = nn.Linear(4 + (config.tracks if self.reads_signals else 0), config.d_model)
         self.backbone = CaduceusBackbone(
             config.d_model, config.layers, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand,
             recompute=config.recompute,
         )  # fmt: skip
         self.head = ExpressionHead(config.d_model, config.gene_features)
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor | None = None,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`, so that the two can be exchanged; exclude, include, seed and rows have no
-        effect, nor have signals with interact="no_signal". Only `expression` of the output is set."""
-        with_signals = self.config.interact == "signal"
-        if with_signals and signals is None:
-            raise ValueError("GeneExpBiMamba with interact='signal' needs signals (batch, L, tracks)")
-        check_inputs(self.config, sequence, signals if with_signals else None, gene_features)
+    def hidden(self, batch: Inputs) -> Tensor:
         weight, bias = self.input_layer.weight, self.input_layer.bias
-        embedding = Embedding(self.config, weight[:, :4], bias, weight[:, 4:] if with_signals else None)
-        stream = self.backbone.stream(embedding(sequence, signals if with_signals else None))
-        centre = centre_slice(self.config.length, self.config.center)
-        hidden = self.backbone.normalised(*(x[:, centre] for x in stream))
-        return Seq2ExpOutput(self.head(hidden.mean(1), gene_features))
+        embedding = Embedding(self.config, weight[:, :4], bias, weight[:, 4:] if self.reads_signals else None)
+        stream = self.backbone.stream(embedding(batch.sequence, batch.signals if self.reads_signals else None))
+        return self.backbone.normalised(*(x[:, self.centre] for x in stream))

@@ -10,13 +10,13 @@ from typing import Any, Self
 
 import torch
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.config import Size, WindowFields
 from seq2exp.errors import UserError
 from seq2exp.kernels.beta_mask.settings import centre_slice
-from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
-from seq2exp.pretrained import Pretrained
+from seq2exp.model import ExpressionHead
 from seq2exp.strands import one_hot
 
 BIN = 128  # bases
@@ -45,7 +45,7 @@ class EnformerConfig(WindowFields):
         return min(self.length // BIN, MOST_BINS)
 
 
-class Enformer(Pretrained, nn.Module):
+class Enformer(Baseline):
     """The trunk on the middle of the window, the mean over its bins, the head of Seq2Exp.
 
     Raises
@@ -67,23 +67,9 @@ class Enformer(Pretrained, nn.Module):
         self.trunk = made.trunk  # one-hot (batch, bases, 4) -> (batch, kept, 2 * dim)
         self.head = ExpressionHead(2 * config.dim, config.gene_features, config.d_model)
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor | None = None,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`; only sequence and gene_features have an effect. Only `expression` of the
-        output is set."""
-        check_inputs(self.config, sequence, None, gene_features)
-        middle = sequence[:, centre_slice(self.config.length, self.config.bins * BIN)]
-        letters = middle if middle.is_floating_point() else one_hot(middle, torch.float32)
-        hidden = self.trunk(letters)
-        return Seq2ExpOutput(self.head(hidden.mean(1, dtype=torch.float32), gene_features))
+    def hidden(self, batch: Inputs) -> Tensor:
+        middle = batch.sequence[:, centre_slice(self.config.length, self.config.bins * BIN)]
+        return self.trunk(middle if middle.is_floating_point() else one_hot(middle, torch.float32))
 
 
 def _trunk_class() -> Any:

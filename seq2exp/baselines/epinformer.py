@@ -14,11 +14,11 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.baselines.masked import ACTIVITY, CONTACTS, require_signals
 from seq2exp.config import Size, WindowFields
 from seq2exp.kernels.beta_mask.settings import centre_slice
-from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
-from seq2exp.pretrained import Pretrained
+from seq2exp.model import ExpressionHead
 from seq2exp.strands import one_hot
 
 CHANNELS = (256, 128, 64, 64, 128)  # of the stem and behind each halving of the length
@@ -98,14 +98,14 @@ class InteractionLayer(nn.Module):
         return x + self.network(self.norm2(x))
 
 
-class EPInformer(Pretrained, nn.Module):
+class EPInformer(Baseline):
     """Promoter and candidates encoded, what the signals say of them added, attention, the head of Seq2Exp.
 
     Each candidate sees the promoter and itself, the promoter sees all. The published model also encodes its padding.
     """
 
     config_class = EPInformerConfig
-    reads_peaks = True
+    reads_signals = reads_peaks = True
     config: EPInformerConfig
     apart: Tensor
 
@@ -121,34 +121,20 @@ class EPInformer(Pretrained, nn.Module):
         apart[0] = apart[:, 0] = False
         self.register_buffer("apart", apart, persistent=False)
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-        peaks: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`, and peaks, bool (batch, L). Peaks whose middle is excluded or in the centre
-        are no candidates; include, seed and rows have no effect. Only `expression` of the output is set."""
-        c = self.config
-        check_inputs(c, sequence, signals, gene_features)
-        if peaks is None:
-            raise ValueError("EPInformer needs peaks, bool (batch, L)")
-        starts, there = self.places(peaks, exclude)
+    def hidden(self, batch: Inputs) -> Tensor:
+        """(batch, 1, d_model): the promoter's. Peaks whose middle is excluded or in the centre are no candidates."""
+        c, sequence = self.config, batch.sequence
+        starts, there = self.places(batch.peaks, batch.exclude)
         bases = (starts[..., None] + torch.arange(c.element, device=starts.device)).flatten(1)
         letters = sequence if sequence.is_floating_point() else one_hot(sequence, torch.float32)
         letters = letters.gather(1, bases[..., None].expand(-1, -1, 4)).unflatten(1, (-1, c.element))
         encoded = self.encoder(letters[there].transpose(1, 2))
         x = encoded.new_zeros(*there.shape, c.d_model).masked_scatter(there[..., None], encoded)
-        features = self.features(signals, starts, bases)
+        features = self.features(batch.signals, starts, bases)
         x = self.described(torch.cat([x, features.to(x.dtype)], -1))
         for layer in self.layers:
             x = layer(x, ~there, self.apart)
-        return Seq2ExpOutput(self.head(x[:, 0].float(), gene_features))
+        return x[:, :1]
 
     def places(self, peaks: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """First bases of the promoter and of the candidates, int64 (batch, 1 + elements), and which are there."""
@@ -156,10 +142,9 @@ class EPInformer(Pretrained, nn.Module):
         starts = torch.zeros(peaks.shape[0], 1 + c.elements, dtype=torch.int64, device=peaks.device)
         there = torch.zeros_like(starts, dtype=torch.bool)
         starts[:, 0], there[:, 0] = centre_slice(c.length, c.element).start, True
-        centre = centre_slice(c.length, c.center)
         for row, (first, last) in enumerate(zip(*_edges(peaks), strict=True)):
             middle = (first + last) // 2
-            candidate = (middle < centre.start) | (middle >= centre.stop)
+            candidate = (middle < self.centre.start) | (middle >= self.centre.stop)
             if exclude is not None:
                 candidate &= ~exclude[row, middle]
             middle = middle[candidate]

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.config import Positive, Size, WindowFields
 from seq2exp.embedding import SequenceEmbedding
-from seq2exp.kernels.beta_mask.settings import centre_slice
-from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
-from seq2exp.pretrained import Pretrained
+from seq2exp.model import ExpressionHead
 
 FASTEST, SLOWEST, TARGET = 0.3, 1.5, 0.01  # a filter decays to TARGET within these shares of the window
 SHORT = 3  # bases of the short convolution
@@ -119,7 +118,7 @@ class HyenaBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
 
 
-class HyenaDNA(Pretrained, nn.Module):
+class HyenaDNA(Baseline):
     """Embedded bases, Hyena blocks, the mean of the centre, the head of Seq2Exp."""
 
     config_class = HyenaDNAConfig
@@ -140,22 +139,9 @@ class HyenaDNA(Pretrained, nn.Module):
                     nn.init.zeros_(module.bias)
         self.head = ExpressionHead(config.d_model, config.gene_features)
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor | None = None,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`; only sequence and gene_features have an effect. Only `expression` of the
-        output is set."""
-        check_inputs(self.config, sequence, None, gene_features)
-        x = self.dropout(self.embedding(sequence))
+    def hidden(self, batch: Inputs) -> Tensor:
+        x = self.dropout(self.embedding(batch.sequence))
         for block in self.blocks:
             recomputed = self.config.recompute == "layer" and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recomputed else block(x)
-        centre = x[:, centre_slice(self.config.length, self.config.center)]
-        return Seq2ExpOutput(self.head(self.norm(centre).mean(1, dtype=torch.float32), gene_features))
+        return self.norm(x[:, self.centre])

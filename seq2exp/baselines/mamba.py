@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from seq2exp.backbone import NORM_EPSILON, RMSNorm, ScanDirection, linear_init
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.config import BackboneFields, Size
 from seq2exp.embedding import stream_dtype
 from seq2exp.kernels import add_norm
-from seq2exp.kernels.beta_mask.settings import centre_slice
 from seq2exp.kernels.bimamba import mamba
-from seq2exp.model import ExpressionHead, Seq2ExpOutput, check_inputs
-from seq2exp.pretrained import Pretrained
+from seq2exp.model import ExpressionHead
 
 BASES = 5  # A C G T N
 
@@ -89,7 +88,7 @@ class MambaBackbone(nn.Module):
         return x, residual
 
 
-class GeneExpMamba(Pretrained, nn.Module):
+class GeneExpMamba(Baseline):
     """An embedding of the bases, Mamba layers, the mean of the centre, the head of Seq2Exp."""
 
     config_class = GeneExpMambaConfig
@@ -103,23 +102,9 @@ class GeneExpMamba(Pretrained, nn.Module):
         self.backbone = MambaBackbone(config)
         self.head = ExpressionHead(config.d_model, config.gene_features)
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor | None = None,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`, so that the two can be exchanged; all but sequence and gene_features have no
-        effect. Only `expression` of the output is set."""
-        check_inputs(self.config, sequence, None, gene_features)
-        x, residual = self.backbone(self._embedded(sequence))
-        centre = centre_slice(self.config.length, self.config.center)
-        hidden = self.backbone.norm(x[:, centre], residual[:, centre])
-        return Seq2ExpOutput(self.head(hidden.mean(1), gene_features))
+    def hidden(self, batch: Inputs) -> Tensor:
+        stream = self.backbone(self._embedded(batch.sequence))
+        return self.backbone.norm(*(x[:, self.centre] for x in stream))
 
     def _embedded(self, sequence: Tensor) -> Tensor:
         """(batch, L, d_model), in the dtype of the residual stream; of N where a one-hot base is all zero."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2exp.backbone import CaduceusBackbone
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.config import BackboneFields, Fraction, Seq2ExpConfig, Size
 from seq2exp.embedding import SequenceEmbedding
 from seq2exp.kernels.beta_mask.reference import top_mask
-from seq2exp.kernels.beta_mask.settings import centre_slice
-from seq2exp.model import ExpressionHead, Seq2Exp, Seq2ExpOutput, check_inputs
+from seq2exp.model import ExpressionHead, Seq2Exp, Seq2ExpOutput
 
 ACTIVITY = ("H3K27ac", "DNase")
 CONTACTS = "contacts"
@@ -48,10 +48,11 @@ class MaskedConfig(BackboneFields):
         return None
 
 
-class MaskedPredictor(Seq2Exp):
+class MaskedPredictor(Baseline, Seq2Exp):
     """The predictor and the head of Seq2Exp under `given_mask`, and no generator."""
 
     config_class = MaskedConfig  # type: ignore[assignment]
+    reads_signals = True
     config: MaskedConfig  # type: ignore[assignment]
 
     def __init__(self, config: MaskedConfig) -> None:
@@ -66,38 +67,24 @@ class MaskedPredictor(Seq2Exp):
         )  # fmt: skip
         self.head = ExpressionHead(config.d_model, config.gene_features)
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-        peaks: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`; seed and rows have no effect. peaks: bool (batch, L), for `PeakMasked`."""
-        check_inputs(self.config, sequence, signals, gene_features)
+    def output(self, batch: Inputs) -> Seq2ExpOutput:
         with torch.no_grad():
-            soft, mask = self.given_mask(sequence, signals, exclude, include, peaks)
-        expression = self.predict(sequence, signals, mask, gene_features)
+            soft, mask = self.given_mask(batch)
+        expression = self.predict(batch.sequence, batch.signals, mask, batch.gene_features)
         return Seq2ExpOutput(expression, mask=mask, soft_mask=soft, selected_fraction=mask.mean())
 
-    def given_mask(
-        self, sequence: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, peaks: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def given_mask(self, batch: Inputs) -> tuple[Tensor, Tensor]:
         """The scores that the mask is made of, 0 to 1, and the mask, 0 or 1, whose centre is 1: (batch, L) each."""
         raise NotImplementedError
 
-    def _in_regions(self, selected: Tensor, exclude: Tensor | None, include: Tensor | None) -> Tensor:
+    def _in_regions(self, selected: Tensor, batch: Inputs) -> Tensor:
         """The mask of selected bases, bool (batch, L): excluded bases 0, included ones 1, the centre 1."""
-        if exclude is not None:
-            selected = selected & ~exclude
-        if include is not None:
-            selected = selected | include
+        if batch.exclude is not None:
+            selected = selected & ~batch.exclude
+        if batch.include is not None:
+            selected = selected | batch.include
         mask = selected.float()
-        mask[:, centre_slice(self.config.length, self.config.center)] = 1.0
+        mask[:, self.centre] = 1.0
         return mask
 
 
@@ -109,12 +96,8 @@ class PeakMasked(MaskedPredictor):
 
     reads_peaks = True
 
-    def given_mask(
-        self, sequence: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, peaks: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if peaks is None:
-            raise ValueError("PeakMasked needs peaks, bool (batch, L)")
-        return peaks.float(), self._in_regions(peaks, exclude, include)
+    def given_mask(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        return batch.peaks.float(), self._in_regions(batch.peaks, batch)
 
 
 class AbcMaskedConfig(MaskedConfig):
@@ -146,14 +129,12 @@ class AbcMasked(MaskedPredictor):
     config_class = AbcMaskedConfig  # type: ignore[assignment]
     config: AbcMaskedConfig  # type: ignore[assignment]
 
-    def given_mask(
-        self, sequence: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, peaks: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def given_mask(self, batch: Inputs) -> tuple[Tensor, Tensor]:
         c = self.config
-        score = abc_score(signals, c.signal_names, c.width)
+        score = abc_score(batch.signals, c.signal_names, c.width)
         selected = top_mask(score, math.floor(c.fraction * c.length))
         highest = score.amax(1, keepdim=True).clamp_min(torch.finfo(score.dtype).tiny)
-        return score / highest, self._in_regions(selected, exclude, include)
+        return score / highest, self._in_regions(selected, batch)
 
 
 class RetrainedConfig(MaskedConfig):
@@ -221,10 +202,8 @@ class Retrained(MaskedPredictor):
         self.frozen.eval()  # the mean of the mask, not a sample
         return self
 
-    def given_mask(
-        self, sequence: Tensor, signals: Tensor, exclude: Tensor | None, include: Tensor | None, peaks: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        found = self.frozen.mask(sequence, signals, exclude, include)
+    def given_mask(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        found = self.frozen.mask(batch.sequence, batch.signals, batch.exclude, batch.include)
         if not self.config.centre_counts:
             return found.soft_mask, found.mask
         return found.soft_mask, top_mask(found.mask, math.floor(self.config.fraction * self.config.length)).float()

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seq2exp.baselines.base import Baseline, Inputs
 from seq2exp.config import Size, WindowFields
 from seq2exp.inference.ridge import Array, binned_signals, fit_ridge
-from seq2exp.model import Seq2ExpOutput, check_inputs
-from seq2exp.pretrained import Pretrained
+from seq2exp.model import Seq2ExpOutput
 
 if TYPE_CHECKING:
     from seq2exp.data_tools import GeneWindows
@@ -23,10 +23,11 @@ class RidgeConfig(WindowFields):
     bins: Size = 64
 
 
-class Ridge(Pretrained, nn.Module):
+class Ridge(Baseline):
     """A linear function of the binned signals and the gene features, found in closed form: `fit`, no steps."""
 
     config_class = RidgeConfig
+    reads_signals = True
     config: RidgeConfig
     weights: nn.Parameter
     means: nn.Parameter
@@ -46,21 +47,10 @@ class Ridge(Pretrained, nn.Module):
         for name, value in zip(("weights", "means", "intercept"), fit_ridge(x, y, x_valid, y_valid), strict=True):
             getattr(self, name).copy_(torch.as_tensor(value))
 
-    def forward(
-        self,
-        sequence: Tensor,
-        signals: Tensor,
-        gene_features: Tensor | None = None,
-        exclude: Tensor | None = None,
-        include: Tensor | None = None,
-        seed: int | None = None,
-        rows: Tensor | None = None,
-    ) -> Seq2ExpOutput:
-        """Inputs as of `Seq2Exp.forward`; only signals and gene_features have an effect. Only `expression` of the
-        output is set."""
-        check_inputs(self.config, sequence, signals, gene_features)
-        x = torch.from_numpy(np.stack([self._inputs(*row) for row in _rows(signals, gene_features)]))
-        return Seq2ExpOutput(((x.to(self.weights.device) - self.means) @ self.weights + self.intercept).float())
+    def output(self, batch: Inputs) -> Seq2ExpOutput:
+        rows = _rows(batch.signals, batch.gene_features)
+        x = torch.from_numpy(np.stack([self._inputs(*row) for row in rows])).to(self.weights.device)
+        return Seq2ExpOutput(((x - self.means) @ self.weights + self.intercept).float())
 
     def _inputs(self, signals: Tensor, gene_features: Tensor | None) -> Array:
         binned = binned_signals(signals.float().cpu().numpy(), self.config.bins)

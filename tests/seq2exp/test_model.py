@@ -363,7 +363,7 @@ def test_baseline_without_signals():
     sequence, signals, features = batch()
     m = baseline()
     assert torch.equal(m(sequence, None, features).expression, m(sequence, signals, features).expression)
-    with pytest.raises(ValueError, match="interact='signal' needs signals"):
+    with pytest.raises(ValueError, match="GeneExpBiMamba needs signals"):
         baseline(interact="signal")(sequence, None, features)
 
 
