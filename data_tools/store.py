@@ -79,6 +79,12 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.path}: {len(self.genes)} genes, tracks {', '.join(self.tracks)})"
 
+    @property
+    def target_name(self) -> str:
+        """What the target is: the column it came from, or log10(1 + column)."""
+        name = str(self.info["target"])
+        return f"log10(1 + {name})" if self.info.get("log_target") else name
+
     def sequence(self, chrom: str, start: int, end: int) -> np.ndarray:
         """uint8 (end - start,): base codes A C G T N = 0..4 of [start, end), 0-based; N outside the chromosome."""
         self._check(chrom, start, end)

@@ -54,19 +54,19 @@ def discover(
     precision: Precision = None,
     rc_average: RcAverage = False,
 ) -> None:
-    """Find regulatory elements: elements.bed, the mask as mask.bw, a picture; overlaps and reports on request.
+    """Find regulatory elements: as BED and CSV, the mask as bigWig, a picture; overlaps and reports on request.
 
     Elements are runs of bases whose soft mask is over the cut, per gene; genes whose windows overlap may name the same
-    place (mask.bw has the largest value there). elements.bed: chrom, start, end, name (gene and rank), score (1000 *
-    mean mask), strand (.), mean_mask, max_mask, selected (share of its bases over the cut), gene_id, tss_distance (to
-    its middle; negative upstream), overlaps (names of sets). The centre of a window always passes the mask, so no
-    element is called there, nor in N.
+    place (mask.bw has the largest value there). elements.bed, for genome browsers: chrom, start, end, name (gene and
+    rank), score (1000 * mean mask), strand (.). elements.csv, with the same starts from 0: gene_id, mean_mask,
+    max_mask, selected (share of its bases over the cut), tss_distance (to its middle; negative upstream), overlaps
+    (names of sets). The centre of a window always passes the mask, so no element is called there, nor in N.
 
     --overlap: overlap.csv and overlap.png with the enrichment over shuffled elements of the same widths in the same
-    windows, for the calls of the mask and for calls of as many bases by the tracks alone. A file with a header may name
-    the gene of each element (column gene, gene_id, measuredGeneSymbol ...) and whether it regulates it (regulated,
-    significant); then genes are matched, and pairs.csv says which score tells the regulating elements. The peaks of the
-    store are compared with too.
+    windows, for the calls of the mask and for calls of about as many bases by the tracks alone. A file with a header
+    may name the gene of each element (column gene, gene_id, measuredGeneSymbol ...) and whether it regulates it
+    (regulated, significant); then genes are matched, and pairs.csv says which score tells the regulating elements. The
+    peaks of the store are compared with too.
     """
     from seq2exp.errors import UserError
 
@@ -127,6 +127,7 @@ def _provenance(
     return {
         "Model": f"{path.absolute()} ({', '.join(facts)})",
         "Store": f"{windows.store.path} ({len(windows):,} genes{f' of split {split}' if split else ''})",
+        "Expression": windows.store.target_name,
         "Signals": ", ".join(windows.signal_names),
         "Calls": f"{selection}" + ("; mean of both strands" if rc_average else ""),
         "Program": f"seq2exp {__version__}",
@@ -151,23 +152,23 @@ def _print_overlap(result: Survey) -> None:
     from rich.table import Table
 
     from seq2exp.inference.pairs import SCORES
-    from seq2exp.inference.report import overlap_texts
+    from seq2exp.inference.report import overlap_rows
 
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 120)
     if len(result.overlap):
-        table = Table("set", "called by", box=SIMPLE_HEAD)
-        for heading in ("elements", "overlapping", "shuffled", "fold", "z", "p", "of the set"):
+        rows = overlap_rows(result.overlap)
+        table = Table(*list(rows[0])[:2], box=SIMPLE_HEAD)
+        for heading in list(rows[0])[2:]:
             table.add_column(heading, justify="right")
-        for row in result.overlap[result.overlap["measure"] == "elements"].to_dict("records"):
-            of_the_set = f"{row['set_called']:,} of {row['set_in_windows']:,}"
-            table.add_row(row["set"], row["calls"], f"{row['called']:,}", *overlap_texts(row).values(), of_the_set)
+        for row in rows:
+            table.add_row(*row.values())
         console.print(table)
     for pairs in result.tested:
         summary = pairs.summary()
         first = summary.iloc[0]
         table = Table(
-            f"{pairs.elements.name}: {first['regulated']} of {first['pairs']} pairs regulate", box=SIMPLE_HEAD
+            f"{pairs.elements.name}: {first['regulated']:,} of {first['pairs']:,} pairs regulate", box=SIMPLE_HEAD
         )
         table.add_column("AUPRC", justify="right")
         for score, area in zip(summary["score"], summary["auprc"], strict=True):

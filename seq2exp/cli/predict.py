@@ -21,7 +21,7 @@ def predict(
     precision: Precision = None,
     rc_average: RcAverage = False,
 ) -> None:
-    """Predict the expression of every gene of a store, with or without a target, into one CSV."""
+    """Predict the expression of every gene of a store, with or without a target, into one CSV (tss counts from 0)."""
     model, windows, how = open_trained(
         model_path, store_path, split, device, batch_size=batch_size, workers=workers, precision=precision
     )

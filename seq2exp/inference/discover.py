@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import csv
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,9 @@ from .windows import Model, run_windows
 N = 4  # the code of an unknown base
 
 
+BED = ("chrom", "start", "end", "name", "score", "strand")
 COLUMNS = (
-    "chrom", "start", "end", "name", "score", "strand",
-    "mean_mask", "max_mask", "selected", "gene_id", "tss_distance", "overlaps",
+    "chrom", "start", "end", "name", "gene_id", "mean_mask", "max_mask", "selected", "tss_distance", "overlaps",
 )  # fmt: skip
 
 
@@ -49,17 +50,17 @@ class Region:
     distance: int
     overlaps: tuple[str, ...] = ()
 
-    def bed(self) -> str:
-        """A line of elements.bed, as ``COLUMNS``. An element has no strand.
+    def bed(self) -> tuple[Any, ...]:
+        """A line of elements.bed, as ``BED``: the six columns and no more, for genome browsers take a seventh for
+        something else. An element has no strand."""
+        return self.chrom, self.start, self.end, self.name, round(1000 * self.mask), "."
 
-        Column 7 is no whole number, so genome browsers that know twelve columns take the first six.
-        """
-        fields = (
-            self.chrom, self.start, self.end, self.name, round(1000 * self.mask), ".",
-            f"{self.mask:.4f}", f"{self.highest:.4f}", f"{self.selected:.3f}", self.gene_id, self.distance,
-            ",".join(self.overlaps) or ".",
+    def row(self) -> tuple[Any, ...]:
+        """A row of elements.csv, as ``COLUMNS``."""
+        return (
+            self.chrom, self.start, self.end, self.name, self.gene_id, f"{self.mask:.4f}", f"{self.highest:.4f}",
+            f"{self.selected:.3f}", self.distance, ";".join(self.overlaps),
         )  # fmt: skip
-        return "\t".join(map(str, fields))
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class Locus:
     candidates: NDArray[np.bool_]  # known bases (not N) outside the centre and the excluded bases
     regions: list[Region]  # by position
     gene_name: str = ""
+    target_name: str = "target"
 
     @property
     def end(self) -> int:
@@ -189,7 +191,7 @@ def discover(model: Model, windows: GeneWindows, selection: Selection, **setting
             locus = Locus(
                 gene_id, str(batch["chrom"][i]), int(batch["start"][i]), int(gene["tss"]), str(gene["strand"]),
                 float(predictions[i]), float(gene["target"]), batch["signals"][i].numpy(), mask, candidates, [],
-                str(gene.get("gene_name", "")),
+                str(gene.get("gene_name", "")), windows.store.target_name,
             )  # fmt: skip
             yield replace(locus, regions=called(locus, selection))
 
@@ -215,16 +217,19 @@ def tss_distance(locus: Locus, start: int, end: int) -> int:
     return -distance if locus.strand == "-" else distance
 
 
-def write_bed(path: Path, regions: Iterable[Region]) -> None:
-    """Write regions in the given order below a line that names the columns."""
-    with atomic(path) as partial:
-        partial.write_text("".join(f"{line}\n" for line in ("#" + "\t".join(COLUMNS), *(r.bed() for r in regions))))
+def write_elements(out: Path, regions: Sequence[Region]) -> None:
+    """Write elements.bed and elements.csv, regions in the given order below a line that names the columns."""
+    with atomic(out / "elements.bed") as partial:
+        lines = ("#" + "\t".join(BED), *("\t".join(map(str, region.bed())) for region in regions))
+        partial.write_text("".join(f"{line}\n" for line in lines))
+    with atomic(out / "elements.csv") as partial, partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(region.row() for region in regions)])
 
 
 def write_discovery(
     out: Path, loci: Iterable[Locus], chromosomes: dict[str, int], genes: Collection[str] = ()
 ) -> Discovery:
-    """Write elements.bed and mask.bw of loci in genome order.
+    """Write elements.bed, elements.csv and mask.bw of loci in genome order.
 
     Args:
         genes: ids of the genes whose loci are kept for pictures; without them the one with the highest prediction.
@@ -244,7 +249,7 @@ def write_discovery(
                 kept = [locus]
     names = list(chromosomes)
     regions.sort(key=lambda region: (names.index(region.chrom), region.start, region.end, region.gene_id))
-    write_bed(out / "elements.bed", regions)
+    write_elements(out, regions)
     return Discovery(count, regions, kept, highest)
 
 

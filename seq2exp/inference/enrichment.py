@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,7 @@ class Enrichment:
     so shuffled calls may overlap. Where several genes' windows overlap and their calls share bases, the one with the
     highest score counts and the others do not, or the same place would be counted several times.
 
-    The calls "tracks" are of as many bases of each window, those of highest activity, merged and filtered alike.
+    The calls "tracks" cover about as many bases of each window: those of highest activity, merged and filtered alike.
     """
 
     def __init__(self, selection: Selection, signal_names: Sequence[str], shuffles: int = 1_000, seed: int = 2) -> None:
@@ -65,12 +66,24 @@ class Enrichment:
         self._calls["mask"] += [(r.chrom, r.start, r.end, r.gene_id, r.mask) for r in locus.regions]
         values = activity(locus, self.signal_names)
         active = locus.candidates & (values > 0)
-        wanted = int(self.selection.chosen(locus.mask, locus.candidates).sum())
-        if wanted and active.any():
-            share = min(1.0, wanted / int(active.sum()))
-            for a, b in replace(self.selection, threshold=None, top_fraction=share).regions(values, active):
-                score = float(values[a:b].mean())
-                self._calls["tracks"].append((locus.chrom, locus.start + a, locus.start + b, locus.gene_id, score))
+        for a, b in self._as_wide(values, active, sum(r.end - r.start for r in locus.regions)):
+            score = float(values[a:b].mean())
+            self._calls["tracks"].append((locus.chrom, locus.start + a, locus.start + b, locus.gene_id, score))
+
+    def _as_wide(self, values: NDArray[np.float32], active: NDArray[np.bool_], bases: int) -> list[tuple[int, int]]:
+        """The spans that the highest active values (L,) are called as, of so many that they cover about ``bases``."""
+        most = int(active.sum())
+        if not (bases and most):
+            return []
+
+        def spans(count: int) -> list[tuple[int, int]]:
+            return replace(self.selection, threshold=None, top_fraction=count / most).regions(values, active)
+
+        def covered(found: list[tuple[int, int]]) -> int:
+            return sum(b - a for a, b in found)
+
+        enough = 1 + bisect_left(range(1, most), bases, key=lambda count: covered(spans(count)))
+        return min((spans(count) for count in (enough - 1, enough) if count), key=lambda s: abs(covered(s) - bases))
 
     def calls(self, caller: str, elements: ElementSet | None = None) -> pd.DataFrame:
         """The calls that are compared with a set: chrom, start, end, gene_id, score.
@@ -92,9 +105,10 @@ class Enrichment:
 
         Columns:
             set, calls ("mask", "tracks"), measure ("elements": calls that share a base with the set; "bases": bases of
-            the calls that the set covers); called, overlapping: counts of those; fraction; shuffled_fraction and
-            shuffled_sd: mean and standard deviation over the shuffles; fold: fraction / shuffled_fraction; z; p: share
-            of shuffles, the observed one among them, that reach the observed overlap (one-sided);
+            the calls that the set covers); called, overlapping: counts of those; fraction; shuffles;
+            shuffled_fraction and shuffled_sd: mean and standard deviation over the shuffles; fold: fraction /
+            shuffled_fraction; z; p: share of shuffles, the observed one among them, that reach the observed overlap
+            (one-sided, so at least 1 / (shuffles + 1));
             set_in_windows, set_called: elements of the set on candidate bases of the windows, and those called.
         """
         return pd.DataFrame([row for elements in sets for caller in CALLERS for row in self._rows(elements, caller)])
@@ -139,6 +153,7 @@ def comparison(observed: float, shuffled: NDArray[np.float64], total: float) -> 
     never = float("inf") if observed else nan  # seen, but in no shuffle
     return {
         "fraction": observed / total if total else nan,
+        "shuffles": len(shuffled),
         "shuffled_fraction": mean / total if total else nan,
         "shuffled_sd": sd / total if total else nan,
         "fold": observed / mean if mean else never,

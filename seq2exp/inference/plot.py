@@ -108,12 +108,14 @@ def locus_png(
         gene, *tracks, mask, elements = axes[:, 0]
         x, edges = _bins(locus)
         for i, (axis, name) in enumerate(zip(tracks, signal_names, strict=True)):
-            _filled(axis, x, _maxima(locus.signals[:, i], edges), COLORS[i % len(COLORS)], name)
+            label = "contacts\nlog10(1 + c)" if name == "contacts" else name
+            _filled(axis, x, _maxima(locus.signals[:, i], edges), COLORS[i % len(COLORS)], label)
         _filled(mask, x, _maxima(locus.mask, edges), MASK, "soft mask")
-        mask.set_ylim(0, max(1.0, float(locus.mask.max()) * 1.05))
+        mask.set_ylim(0, 1.2)  # of 1, with room for the ranks
+        mask.set_yticks([0, 0.5, 1])
         cut = selection.cut(locus.mask[locus.candidates])
         mask.axhline(cut, color=INK, lw=0.7, ls=(0, (4, 3)))
-        said = f"≥ {cut:.2f}" if selection.threshold is not None else f"top {selection.top_fraction:.0%}"
+        said = f"≥ {cut:.2f}" if selection.threshold is not None else f"top {selection.top_fraction:.0%}\n≥ {cut:.2f}"
         text = {"textcoords": "offset points", "va": "center", "fontsize": 8}
         mask.annotate(said, (1, cut), (4, 0), xycoords=("axes fraction", "data"), **text)
         _ranks(mask, locus)
@@ -124,12 +126,12 @@ def locus_png(
             axis.axvspan(middle - center / 2, middle + center / 2, color="#000000", alpha=0.06, lw=0)
         elements.set_xlim(locus.start, locus.end)
         elements.xaxis.set_major_formatter(_position_label(locus))
-        elements.set_xlabel(f"{locus.chrom} ({'kb' if _kilobases(locus) else 'bp'})")
+        elements.set_xlabel(f"position on {locus.chrom} ({'kb' if _kilobases(locus) else 'bp'})")
         measured = "not measured" if np.isnan(locus.target) else f"measured {locus.target:.2f}"
         if title:
             figure.suptitle(
-                f"{locus.label}   {locus.chrom}:{max(0, locus.start):,}-{locus.end:,}   "
-                f"expression: predicted {locus.prediction:.2f}, {measured}",
+                f"{locus.label}   {locus.chrom}:{max(0, locus.start) + 1:,}-{locus.end:,}   "
+                f"expression ({locus.target_name}): predicted {locus.prediction:.2f}, {measured}",
                 x=0.13, ha="left", y=0.985, fontsize=10.5, weight="bold",
             )  # fmt: skip
         height = figure.get_figheight()
@@ -182,7 +184,7 @@ def overlap_png(table: pd.DataFrame) -> bytes:
 
 
 def _gene(axis: Any, locus: Locus) -> None:
-    """TSS and the direction of transcription."""
+    """The gene's name at its TSS and the direction of transcription."""
     axis.set_ylim(0, 1)
     axis.axis("off")
     reach = len(locus.mask) * 0.05 * (1 if locus.strand != "-" else -1)
@@ -193,18 +195,17 @@ def _gene(axis: Any, locus: Locus) -> None:
         axis.annotate("", (locus.tss + reach, 0.72), (locus.tss, 0.72), arrowprops=arrow)
     side = "right" if reach > 0 else "left"
     text = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 9}
-    axis.annotate("TSS", (locus.tss, 0.5), (-6 if reach > 0 else 6, 0), **text)
+    axis.annotate(f"{locus.label} TSS", (locus.tss, 0.5), (-6 if reach > 0 else 6, 0), **text)
 
 
 def _ranks(axis: Any, locus: Locus) -> None:
     """The ranks of the best elements above the mask, where they have room beside a better one's."""
-    text: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
-    text |= {"ha": "center", "fontsize": 7.5, "weight": "bold"}
+    text: Any = {"ha": "center", "va": "center", "fontsize": 7.5, "weight": "bold"}
     taken: list[float] = []
     for rank, region in enumerate(sorted(locus.regions, key=lambda region: -region.mask)[:RANKED], 1):
         middle = (region.start + region.end) / 2
         if all(abs(middle - other) > 0.012 * len(locus.mask) for other in taken):
-            axis.annotate(str(rank), (middle, 1), (0, 2.5), color=MASK, **text)
+            axis.text(middle, 1.1, str(rank), color=MASK, **text)
             taken.append(middle)
 
 

@@ -83,10 +83,9 @@ class Reports:
         Args:
             summary: a line under the title.
         """
-        rows = [] if overlap is None else overlap[overlap["measure"] == "elements"].to_dict("records")
         self._write(
             self.folder / "index.html", "index.html", title="Discovered elements", genes=self._index,
-            overlap=[row | overlap_texts(row) for row in rows], picture=_embedded(picture),
+            overlap=[] if overlap is None else overlap_rows(overlap), picture=_embedded(picture),
             tested=[_tested(pairs) for pairs in tested], notes=notes, summary=summary,
         )  # fmt: skip
         return self.folder / "index.html"
@@ -102,14 +101,25 @@ def file_name(gene_id: str) -> str:
     return re.sub(r"[^\w.+-]", "_", gene_id)
 
 
-def overlap_texts(row: dict[str, Any]) -> dict[str, str]:
-    """What is printed of a row of ``Enrichment.table``."""
+def overlap_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """What is printed of ``Enrichment.table``: by heading, a row for each set and caller."""
+    elements, bases = (table[table["measure"] == measure].to_dict("records") for measure in ("elements", "bases"))
+    return [_overlap_row(row, covered["called"]) for row, covered in zip(elements, bases, strict=True)]
+
+
+def _overlap_row(row: dict[str, Any], bases: int) -> dict[str, str]:
+    least = 1 / (1 + row["shuffles"])  # what p is when no shuffle reaches the observed overlap
     return {
-        "overlapping_text": _number(row["fraction"], "{:.1%}"),
-        "shuffled_text": f"{_number(row['shuffled_fraction'], '{:.1%}')} ± {_number(row['shuffled_sd'], '{:.1%}')}",
-        "fold_text": _number(row["fold"], "{:.2f}"),
-        "z_text": _number(row["z"], "{:+.1f}"),
-        "p_text": _number(row["p"], "{:.2g}"),
+        "set": row["set"],
+        "called by": row["calls"],
+        "elements": f"{row['called']:,}",
+        "bases": f"{bases:,}",
+        "overlapping": _number(row["fraction"], "{:.1%}"),
+        "shuffled ± sd": f"{_number(row['shuffled_fraction'], '{:.1%}')} ± {_number(row['shuffled_sd'], '{:.1%}')}",
+        "fold": _number(row["fold"], "{:.2f}"),
+        "z": _number(row["z"], "{:+.1f}"),
+        "p": ("≤ " if row["p"] == least else "") + _number(row["p"], "{:.2g}"),
+        "of the set, called": f"{row['set_called']:,} of {row['set_in_windows']:,}",
     }
 
 

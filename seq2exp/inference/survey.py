@@ -64,8 +64,10 @@ def survey(
     watching = [watcher for watcher in (enrichment, reports, *tested) if watcher is not None]
     found = write_discovery(out, _watched(marked(loci, sets), watching), windows.store.chromosomes, genes)
     summary = f"{len(found.regions):,} elements of {found.genes:,} genes"
-    files = {out / "elements.bed": summary}
-    files[out / "mask.bw"] = "the mask per base"
+    files = {
+        out / "elements.bed": summary, out / "elements.csv": "the same with more columns",
+        out / "mask.bw": "the mask per base",
+    }  # fmt: skip
     for locus in found.loci:
         picture = out / f"{file_name(locus.gene_id)}.png"
         near = [*known, *(element for elements in sets for element in elements_near(elements, locus))]

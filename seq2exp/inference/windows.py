@@ -90,13 +90,14 @@ def _strand_mean(out: Any, reversed_out: Any) -> Any:
 
 
 def predict_genes(model: Model, windows: GeneWindows, **settings: Any) -> pd.DataFrame:
-    """One row per gene: gene_id, chrom, tss, strand, split, prediction, target (NaN without), selected_fraction."""
+    """One row per gene: gene_id, gene_name (where the store has it), chrom, tss (0-based), strand, split, target (NaN
+    without), prediction, selected_fraction."""
     rows: list[pd.DataFrame] = []
     for batch, out in run_windows(model, windows, **settings):
         values = {"prediction": out.expression.float().cpu().numpy(), "selected_fraction": selected_fraction(out)}
         rows.append(pd.DataFrame(values, index=list(map(int, batch["row"]))))
     genes = windows.genes
-    columns = ["gene_id", "chrom", "tss", "strand", "split", "target"]
+    columns = ["gene_id", *(["gene_name"] if "gene_name" in genes else []), "chrom", "tss", "strand", "split", "target"]
     return genes.loc[:, columns].join(pd.concat(rows))
 
 

@@ -74,7 +74,7 @@ def test_the_store_has_the_published_features_in_order(inputs: dict[str, Any], t
         store.genes["PromoterActivity"], reads_per_million(inputs["track"]["DNase"], store.genes)
     )
     np.testing.assert_allclose(store.genes["target"], np.log10([1.5, np.nan, 2.5]))
-    assert store.info["target"] == "target" and store.info["log_target"]
+    assert store.target_name == "log10(1 + target)"
 
 
 def test_wrong_combinations(inputs):

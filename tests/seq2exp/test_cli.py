@@ -64,7 +64,9 @@ def test_train_evaluate_predict_discover(seq2exp, settings, write_yaml, tmp_path
     arguments = ["--split", "test", "--gene", gene, "--truth", simulated / "elements.bed", "--min-length", 1]
     code, out, _ = seq2exp("discover", run, *arguments)
     folder = run / "discovery"
-    assert code == 0 and sorted(p.name for p in folder.iterdir()) == [f"{gene}.png", "elements.bed", "mask.bw"]
+    assert code == 0 and sorted(p.name for p in folder.iterdir()) == [
+        f"{gene}.png", "elements.bed", "elements.csv", "mask.bw"
+    ]  # fmt: skip
     _check_discovery(run, folder, set(predicted[predicted["split"] == "test"]["gene_id"]))
 
 
@@ -78,25 +80,35 @@ def _check_discovery(run: Path, folder: Path, genes: set[str]) -> None:
     model, _, settings = load_model(run)
     windows = GeneWindows(settings["data"]["store"], 128, "test", require_target=False)
     with (folder / "elements.bed").open() as file:
-        header, *regions = csv.reader(file, delimiter="\t")
-    assert header[0] == "#chrom" and {region[9] for region in regions} <= genes
-    positions = [(region[0], int(region[1])) for region in regions]
+        header, *lines = csv.reader(file, delimiter="\t")
+    assert header == ["#chrom", "start", "end", "name", "score", "strand"]
+    assert all(len(line) == 6 and 0 <= int(line[4]) <= 1_000 and line[5] == "." for line in lines)
+    with (folder / "elements.csv").open() as file:
+        regions = list(csv.DictReader(file))
+    assert [[region[name] for name in ("chrom", "start", "end", "name")] for region in regions] == [
+        line[:4] for line in lines
+    ]
+    scores = {
+        region["name"]: (int(line[4]), float(region["mean_mask"])) for region, line in zip(regions, lines, strict=True)
+    }
+    assert all(abs(score - 1_000 * mean) <= 0.6 for score, mean in scores.values())
+    assert {region["gene_id"] for region in regions} <= genes
+    positions = [(region["chrom"], int(region["start"])) for region in regions]
     assert positions == sorted(positions)
     with pyBigWig.open(str(folder / "mask.bw")) as bigwig:
         for batch, out in run_windows(model, windows):
             start, mask = int(batch["start"][0]), out.soft_mask[0].numpy()
             written = np.array(bigwig.values(batch["chrom"][0], start, start + 128))
             np.testing.assert_allclose(written, mask, atol=6e-5)
-            mine = [region for region in regions if region[9] == batch["gene_id"][0]]
+            mine = [region for region in regions if region["gene_id"] == batch["gene_id"][0]]
             assert mine
             outside = np.delete(mask, range(56, 72))
             cut = np.sort(outside)[-11]
-            for _, first, last, _, score, _, mean, *_ in mine:
-                a, b = int(first) - start, int(last) - start
+            for region in mine:
+                a, b = int(region["start"]) - start, int(region["end"]) - start
                 assert b <= 56 or a >= 72
                 assert mask[a] >= cut and mask[b - 1] >= cut
-                assert float(mean) == pytest.approx(mask[a:b].mean(), abs=1e-3)
-                assert int(score) == round(1000 * float(mean)) or abs(int(score) - 1000 * float(mean)) < 1
+                assert float(region["mean_mask"]) == pytest.approx(mask[a:b].mean(), abs=1e-3)
 
 
 def test_saved_model_needs_a_store(seq2exp, trained, tiny_store, tmp_path):

@@ -64,9 +64,8 @@ def test_elements_overlaps_and_reports(seq2exp, trained, sets, tmp_path):
     assert code == 0, err
     for told in ("causal: its 1 is taken for chr1", "tested: compared gene by gene", "mean soft mask", "a constant"):
         assert told in said
-    elements = pd.read_csv(out / "elements.bed", sep="\t")
+    elements = pd.read_csv(out / "elements.csv", keep_default_na=False)
     assert elements["name"].is_unique and (elements["end"] - elements["start"] >= 3).all()
-    assert (elements["score"] - 1000 * elements["mean_mask"]).abs().max() <= 0.6
     assert (elements["mean_mask"] <= elements["max_mask"]).all() and elements["selected"].between(0, 1).all()
     _check_overlaps(elements, pd.read_csv(sets["tested"], sep="\t"), pd.read_csv(out / "overlap.csv"))
 
@@ -88,9 +87,9 @@ def _check_overlaps(elements: pd.DataFrame, tested: pd.DataFrame, table: pd.Data
     causal = tested[tested["Regulated"]]
     for element in elements.itertuples():
         near = causal[
-            (causal["chrom"] == element[1]) & (causal["start"] < element.end) & (causal["end"] > element.start)
+            (causal["chrom"] == element.chrom) & (causal["start"] < element.end) & (causal["end"] > element.start)
         ]
-        named = set() if element.overlaps == "." else set(element.overlaps.split(","))
+        named = set(filter(None, element.overlaps.split(";")))
         assert ("causal" in named) == (len(near) > 0)
         assert ("tested" in named) == (near["gene"] == element.gene_id).any()
     rows = table[(table["calls"] == "mask") & (table["measure"] == "elements")].set_index("set")
@@ -108,7 +107,7 @@ def _check_page(path: Path, elements: pd.DataFrame) -> None:
     best = elements.sort_values("mean_mask", ascending=False, kind="stable").head(10)
     positions = [cell for cell in page.cells if re.fullmatch(r"chr\w+:[\d,]+-[\d,]+", cell)]
     assert len(positions) == len(best)
-    assert set(positions) == {f"{r[1]}:{r.start + 1:,}-{r.end:,}" for r in best.itertuples()}
+    assert set(positions) == {f"{r.chrom}:{r.start + 1:,}-{r.end:,}" for r in best.itertuples()}
 
 
 def test_a_hard_model_calls_the_bases_it_reads(seq2exp, settings, write_yaml, sets, tmp_path):
@@ -118,8 +117,8 @@ def test_a_hard_model_calls_the_bases_it_reads(seq2exp, settings, write_yaml, se
     code, _, err = seq2exp("discover", tmp_path / "run", *arguments)
     assert code == 0, err
     page = (tmp_path / "run" / "discovery" / "reports" / "SIM000050.html").read_text()
-    assert "hard mask" in page and "soft mask at least 0.5" in page
-    elements = pd.read_csv(tmp_path / "run" / "discovery" / "elements.bed", sep="\t")
+    assert "hard mask" in page and "<dd>target</dd>" in page and "soft mask at least 0.5" in page
+    elements = pd.read_csv(tmp_path / "run" / "discovery" / "elements.csv")
     assert (elements["max_mask"] >= 0.5).all()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from seq2exp.errors import UserError
 from seq2exp.files import atomic, write_json
-from seq2exp.inference.discover import COLUMNS, Locus, MaskBigWig, Region, Selection, called, write_discovery
+from seq2exp.inference.discover import BED, COLUMNS, Locus, MaskBigWig, Region, Selection, called, write_discovery
 from seq2exp.inference.evaluate import score_splits, scores
 from seq2exp.inference.plot import KnownElement, plot_locus, read_elements
 from seq2exp.inference.ridge import binned_signals, fit_ridge
@@ -164,8 +164,10 @@ def test_bed_and_bigwig_hold_what_was_found(tmp_path):
     loci = [_locus(-4), _locus(100, "G2", 0.5, prediction=3), _locus(106, "G3"), _locus(195, "G4")]
     found = write_discovery(tmp_path, loci, {"chr1": 50, "chr2": 200})
     lines = (tmp_path / "elements.bed").read_text().splitlines()
-    assert lines[0] == "#" + "\t".join(COLUMNS) and len(lines) == 5
-    assert lines[2] == "chr2\t101\t105\tG2_1\t650\t.\t0.6500\t0.9000\t0.750\tG2\t-3\t."
+    assert lines[0] == "#" + "\t".join(BED) and len(lines) == 5
+    assert lines[2] == "chr2\t101\t105\tG2_1\t650\t."
+    rows = (tmp_path / "elements.csv").read_text().splitlines()
+    assert rows[0] == ",".join(COLUMNS) and rows[2] == "chr2,101,105,G2_1,G2,0.6500,0.9000,0.750,-3," and len(rows) == 5
     assert found.genes == 4 and [locus.gene_id for locus in found.loci] == ["G2"]
     assert found.highest == pytest.approx(0.9)
     with pyBigWig.open(str(tmp_path / "mask.bw")) as bigwig:

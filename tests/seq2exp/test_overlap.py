@@ -14,6 +14,7 @@ from seq2exp.inference.discover import Locus, Region, Selection, called
 from seq2exp.inference.enrichment import Enrichment, activity, comparison, shuffled_starts
 from seq2exp.inference.overlap import Cover, ElementSet, marked, read_set, read_sets
 from seq2exp.inference.pairs import PairScores
+from seq2exp.inference.report import overlap_rows
 from seq2exp.inference.survey import notes_of
 
 CHROMOSOMES = {"chr1": 1_000_000, "chr2": 5_000, "chr11": 135_086_622}
@@ -242,6 +243,7 @@ def test_planted_elements_are_enriched_by_the_known_fold():
     bases = _row(enrichment, half, measure="bases")
     assert (bases["called"], bases["overlapping"]) == (16_000, 8_000) and bases["p"] == 1 / 401
     assert bases["shuffled_fraction"] == pytest.approx(2 * 100 / 9_600, rel=0.1)
+    assert _row(enrichment, half, "tracks", "bases")["called"] == pytest.approx(16_000, rel=0.1)
     tracks = _row(enrichment, half, "tracks")  # noise
     assert tracks["fold"] == pytest.approx(1, abs=0.5)
 
@@ -303,11 +305,26 @@ def test_empty_overlaps_and_elements_outside_are_said():
 def test_comparison_by_hand():
     got = comparison(6, np.array([1.0, 2, 3, 6]), 10)
     assert got == pytest.approx(
-        {"fraction": 0.6, "shuffled_fraction": 0.3, "shuffled_sd": np.std([1, 2, 3, 6], ddof=1) / 10, "fold": 2,
-         "z": 3 / np.std([1, 2, 3, 6], ddof=1), "p": 2 / 5}
+        {"fraction": 0.6, "shuffles": 4, "shuffled_fraction": 0.3, "shuffled_sd": np.std([1, 2, 3, 6], ddof=1) / 10,
+         "fold": 2, "z": 3 / np.std([1, 2, 3, 6], ddof=1), "p": 2 / 5}
     )  # fmt: skip
     assert comparison(1, np.zeros(4), 10)["fold"] == float("inf")
     assert np.isnan(comparison(0, np.zeros(4), 0)["p"])
+
+
+def test_the_smallest_p_is_printed_as_a_bound():
+    counts = {"set": "S", "calls": "mask", "set_in_windows": 2_000, "set_called": 1_000}
+    seen = [comparison(seen, np.array([1.0, 2, 3, 6]), total) for seen, total in ((7, 10), (6, 10), (0, 0))]
+    rows = [
+        counts | row | {"measure": measure, "called": called}
+        for row in seen
+        for measure, called in (("elements", 10), ("bases", 12_345))
+    ]
+    printed = overlap_rows(pd.DataFrame(rows))
+    assert [row["p"] for row in printed] == ["≤ 0.2", "0.4", "–"]
+    assert [printed[0][name] for name in ("elements", "bases", "overlapping", "fold", "of the set, called")] == [
+        "10", "12,345", "70.0%", "2.33", "1,000 of 2,000"
+    ]  # fmt: skip
 
 
 def test_scores_of_tested_pairs_by_hand():

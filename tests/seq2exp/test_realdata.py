@@ -73,8 +73,8 @@ def test_build_train_evaluate_discover(seq2exp, realdata, folder, tmp_path, capl
     found = run / "discovery"
     assert (found / f"{gene}.png").stat().st_size > 10_000 and (found / "mask.bw").stat().st_size > 10_000
     assert (found / "reports" / f"{gene}.html").stat().st_size > 50_000
-    regions = pd.read_csv(found / "elements.bed", sep="\t")
-    assert set(regions["#chrom"]) == {"chr22"} and (regions["end"] - regions["start"] >= 20).all()
+    regions = pd.read_csv(found / "elements.csv")
+    assert set(regions["chrom"]) == {"chr22"} and (regions["end"] - regions["start"] >= 20).all()
     assert regions["gene_id"].nunique() == 11 and regions["name"].is_unique
     known = 20_012_477, 20_645_713  # the rest of chr22 is N here
     assert regions["start"].min() >= known[0] and regions["end"].max() <= known[1]
