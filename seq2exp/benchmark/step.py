@@ -1,4 +1,8 @@
-"""A training step that can be repeated, its time and its memory."""
+"""A training step that can be repeated, its time and its memory.
+
+It needs the model and torch alone, as bench/gpu_build.py takes it to machines that have no more; a step with its data,
+as `seq2exp train` takes it, is `seq2exp.profiling.step`.
+"""
 
 from __future__ import annotations
 
