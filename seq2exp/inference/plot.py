@@ -130,12 +130,12 @@ def locus_png(
         measured = "not measured" if np.isnan(locus.target) else f"measured {locus.target:.2f}"
         if title:
             figure.suptitle(
-                f"{locus.label}   {locus.chrom}:{max(0, locus.start) + 1:,}-{locus.end:,}   "
+                f"{locus.label}   {locus.chrom}:{max(0, locus.start) + 1:,}-{locus.end:,}\n"
                 f"expression ({locus.target_name}): predicted {locus.prediction:.2f}, {measured}",
-                x=0.13, ha="left", y=0.985, fontsize=10.5, weight="bold",
+                x=0.13, ha="left", y=0.985, fontsize=10, weight="bold",
             )  # fmt: skip
         height = figure.get_figheight()
-        top = 1 - (0.36 if title else 0.08) / height
+        top = 1 - (0.5 if title else 0.08) / height
         figure.subplots_adjust(left=0.13, right=0.94, hspace=0.16, top=top, bottom=0.5 / height)
         figure.align_ylabels([*tracks, mask])
         file = BytesIO()
