@@ -11,7 +11,7 @@ from seq2exp.training.presets import TRAINING
 
 from .plan import DISCOVERY, DISCOVERY_GROWN, PUBLISHED_SOFT, USUAL, Run
 
-DISCOVERY_LONG, LONGEST = "discovery, 3,000 steps", "200,000 bases"
+DISCOVERY_LONG, PUBLISHED_HARD, LONGEST = "discovery, 3,000 steps", "published hard", "200,000 bases"
 NO_MASK, NO_MASK_DEEP, NO_MASK_LONG = BARE = (
     "no mask",
     "no mask, twice the layers",
@@ -71,7 +71,7 @@ VARIANTS: dict[str, Variant] = {
         "Seq2ExpConfig.soft, KL weight 0.01 from the first step, no augmentation",
         PUBLISHED_TRAINING | {"model": {"preset": "soft"}},
     ),
-    "published hard": Variant(
+    PUBLISHED_HARD: Variant(
         "Seq2ExpConfig.hard without task gradient, KL weight 0.01 from the first step, no augmentation",
         PUBLISHED_TRAINING | {"model": {"preset": "hard", "task_gradient": False}},
     ),
@@ -95,6 +95,7 @@ MODELS: dict[str, Changes] = {
     "Seq2Exp-retrain": {"name": "retrain", "packed": False},
 }
 BASELINES = [name for name in MODELS if name not in BARE]
+COMPARED = (DISCOVERY, PUBLISHED_SOFT, PUBLISHED_HARD, NO_MASK_DEEP)  # with the baselines, and on long windows
 
 # What differs from the usual genes of 512 bases. Longer windows hold more elements and reach further.
 CONDITIONS: dict[str, Changes] = {
@@ -150,7 +151,7 @@ def quick() -> list[Run]:
     small: Changes = {"steps": 120, "evaluate_every": 40, "checkpoint_every": 40}
     runs = [
         make_run(variant, USUAL, seed, genes=300, **small)
-        for variant in (DISCOVERY, "published soft", NO_MASK)
+        for variant in (DISCOVERY, PUBLISHED_SOFT, NO_MASK)
         for seed in SEEDS[:2]
     ]
     return [*runs, make_run(DISCOVERY, "two motifs", SEEDS[0], genes=300, **small)]
@@ -180,11 +181,10 @@ def gpu() -> list[Run]:
         "steps": 5_000, "evaluate_every": 250, "precision": "bf16", "data": {"workers": 4},
         "model": {"d_model": 64, "d_state": 16, "recompute": "layer"}, "optimizer": {"lr": 5e-4},
     }  # fmt: skip
-    compared = (DISCOVERY, NO_MASK_DEEP, "published soft", "published hard")
     runs = [make_run(name, USUAL, seed) for name in (DISCOVERY, DISCOVERY_LONG, *FACTORS, *MODELS) for seed in SEEDS]
     others = [name for name in CONDITIONS if name not in (USUAL, LONGEST)]
-    runs += [make_run(name, condition, seed) for condition in others for name in compared for seed in SEEDS[:3]]
-    return runs + [make_run(name, LONGEST, seed, **large) for name in compared for seed in SEEDS[:3]]
+    runs += [make_run(name, condition, seed) for condition in others for name in COMPARED for seed in SEEDS[:3]]
+    return runs + [make_run(name, LONGEST, seed, **large) for name in COMPARED for seed in SEEDS[:3]]
 
 
 PRESETS: dict[str, Callable[[], list[Run]]] = {"quick": quick, "committed": committed, "long": long, "gpu": gpu}

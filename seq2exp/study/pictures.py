@@ -12,7 +12,7 @@ import pandas as pd
 from seq2exp.files import atomic
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import BARE, DISCOVERY, NO_MASK_DEEP, USUAL
+from .conditions import DISCOVERY, NO_MASK_DEEP, PUBLISHED_SOFT, USUAL, VARIANTS
 from .report import table_of
 from .runner import Study
 
@@ -24,7 +24,7 @@ CURVES = (
     "signal scale 10",
     "packed hard",
     "top fraction",
-    "published soft",
+    PUBLISHED_SOFT,
     NO_MASK_DEEP,
 )
 
@@ -34,7 +34,7 @@ def write_pictures(study: Study, folder: Path) -> None:
     table = table_of(study)
     if table.empty:
         return
-    masked = table[~table["variant"].isin(BARE)]
+    masked = table[table["variant"].isin(VARIANTS)]
     _points(masked[masked["condition"] == USUAL], "variant", folder / "simulated_variants.png")
     _points(masked[masked["variant"] == DISCOVERY], "condition", folder / "simulated_conditions.png")
     _profiles(study, folder / "simulated_profile.png")
@@ -62,7 +62,7 @@ def _points(table: pd.DataFrame, column: str, path: Path) -> None:
 
 def _profiles(study: Study, path: Path) -> None:
     """The mean soft mask around elements, discovery beside the published soft settings."""
-    shown = [name for name in (DISCOVERY, "published soft") if _profile(study, name)]
+    shown = [name for name in (DISCOVERY, PUBLISHED_SOFT) if _profile(study, name)]
     if not shown:
         return
     figure = _figure(4.2 * len(shown), 3.2)

@@ -12,7 +12,7 @@ import pandas as pd
 from seq2exp.files import atomic
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import BARE, DISCOVERY, USUAL, VARIANTS
+from .conditions import BASELINES, COMPARED, DISCOVERY, NO_MASK_DEEP, USUAL, VARIANTS
 from .runner import Study
 from .words import conclusions, in_short, on_other_genes, targets
 
@@ -42,6 +42,14 @@ DEFINITIONS = f"""\
   predictor have together. **ridge**: on 64 bins of the signals.
 - Figures are mean ± standard deviation over data seeds: each has a genome, a start and an order of its own.
   **s**: seconds of a run, on one thread, with simulating and scoring."""
+
+
+_BASELINES = (
+    "The models of `seq2exp.registry`, with as many channels and layers as generator and predictor have together, the "
+    "same optimiser, rate and steps, and the same genomes. MACS3 peaks: the mask is where the peaks are, as a perfect "
+    "caller gives them. ABC: the tenth of the bases with the highest score. Seq2Exp-retrain: the published soft model, "
+    f"frozen, is the mask. Caduceus with signals is `{NO_MASK_DEEP}`."
+)
 
 
 def table_of(study: Study) -> pd.DataFrame:
@@ -79,13 +87,21 @@ def write_report(study: Study, folder: Path) -> None:
 
 def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     usual = table[table["condition"] == USUAL]
-    masked = usual[~usual["variant"].isin(BARE)]
+    masked = usual[usual["variant"].isin(VARIANTS)]
+    baselines = usual[usual["variant"].isin(BASELINES)]
     sections = ["# What the mask finds, where the truth is known", _state(study, table), "## In short"]
     others = table[table["variant"] == DISCOVERY]
     sections += [in_short(usual), on_other_genes(others[others["condition"] != USUAL]), _markdown(targets(usual))]
     sections += ["## What makes the mask learn: one factor at a time", _factors(masked), _markdown(variants(masked))]
     sections.append(conclusions(masked))
-    sections += ["## Expression", _markdown(expression(usual))]
+    sections += ["## Expression", _markdown(expression(usual.drop(baselines.index)))]
+    if len(baselines):
+        shown = usual[usual["variant"].isin(COMPARED) & usual["seed"].isin(baselines["seed"])]
+        sections += [
+            "## Baselines on the same genes",
+            _BASELINES,
+            _markdown(with_baselines(pd.concat([shown, baselines]))),
+        ]
     sections += ["## Other genes, discovery settings", _markdown(by_condition(others))]
     rest = table[(table["condition"] != USUAL) & (table["variant"] != DISCOVERY)]
     if len(rest):
@@ -123,7 +139,7 @@ def by_condition(table: pd.DataFrame, with_variant: bool = False) -> pd.DataFram
     for condition, of_condition in _groups(table, "condition"):
         for variant, group in _groups(of_condition, "variant"):
             name = f"{condition}, {variant}" if with_variant else condition
-            mask = _recovery(group) if variant not in BARE else {"seeds": str(len(group))}
+            mask = _recovery(group) if variant in VARIANTS else {"seeds": str(len(group))}
             rows.append({"": name, **mask, "R2": spread(group["r2"]), "ridge R2": spread(group["ridge_r2"])})
     return pd.DataFrame(rows).fillna("-")
 
@@ -138,6 +154,18 @@ def expression(table: pd.DataFrame) -> pd.DataFrame:
     once = table.drop_duplicates("seed")
     ridge = {title: spread(once[f"ridge_{key}"]) for key, title in names.items()}
     return pd.DataFrame([*rows, {"": "ridge", **ridge, "s": "-"}])
+
+
+def with_baselines(table: pd.DataFrame) -> pd.DataFrame:
+    """Expression, and the mask where there is one."""
+    rows = expression(table).set_index("")
+    for name, group in _groups(table, "variant"):
+        has_mask = group["mask_bases"].notna().all()
+        rows.loc[name, "mask, b / e"] = (
+            f"{_mean(group['mask_bases'])} / {_mean(group['mask_elements'])}" if has_mask else "-"
+        )
+        rows.loc[name, "selected"] = f"{spread(100 * group['selected'], 1)} %" if has_mask else "-"
+    return rows.fillna("-").reset_index()
 
 
 def references(table: pd.DataFrame) -> pd.DataFrame:

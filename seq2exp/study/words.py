@@ -6,7 +6,7 @@ import pandas as pd
 
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import CONDITIONS, DISCOVERY, DISCOVERY_LONG, NO_MASK_DEEP, NO_MASK_LONG
+from .conditions import CONDITIONS, DISCOVERY, DISCOVERY_LONG, NO_MASK_DEEP, NO_MASK_LONG, PUBLISHED_SOFT
 
 ELEMENTS, LOST, SELECTED = 0.9, 0.02, 0.15  # the targets beside LEARNED
 SAME = 0.05  # AUPRC over bases: a smaller difference is not spoken of
@@ -17,7 +17,7 @@ def in_short(usual: pd.DataFrame) -> str:
     rows = usual[usual["variant"] == DISCOVERY]
     if rows.empty:
         return "No run of the discovery settings is done."
-    published = usual[usual["variant"] == "published soft"]
+    published = usual[usual["variant"] == PUBLISHED_SOFT]
     text = (
         f"Under the discovery settings the mask learns which elements are causal on {_share(rows)} data seeds: AUPRC "
         f"{rows['mask_bases'].mean():.2f} over bases, {rows['ratio'].mean():.2f} times the best rival (lowest "
