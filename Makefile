@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 VENV ?= .venv
+STUDY ?= committed
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc/*/*/*)
@@ -10,9 +11,9 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/* csrc
 demo: $(VENV)/.installed-demo
 	$(BIN)/seq2exp demo --out runs/demo --force
 
-# What makes the mask learn, on simulated genes: over an hour on 2 cores; interrupted, the same command goes on.
+# What makes the mask learn, on simulated genes: an hour on 2 cores, STUDY=long two; interrupted, the same command goes on.
 study: $(VENV)/.installed-demo
-	$(BIN)/seq2exp study runs/study --preset committed --workers 2 --results bench/results
+	$(BIN)/seq2exp study runs/study --preset $(STUDY) --workers 2 --results bench/results
 
 # A worker for each core, and one thread for each worker.
 test: $(VENV)/.installed-test

@@ -9,9 +9,9 @@ from typing import Any
 from seq2exp.registry import entry
 from seq2exp.training.presets import TRAINING
 
-from .plan import DISCOVERY, DISCOVERY_GROWN, PUBLISHED_SOFT, USUAL, Run
+from .plan import DISCOVERY, DISCOVERY_GROWN, LONGER, LONGEST, PUBLISHED_SOFT, USUAL, Run
 
-DISCOVERY_LONG, PUBLISHED_HARD, LONGEST = "discovery, 3,000 steps", "published hard", "200,000 bases"
+DISCOVERY_LONG, PUBLISHED_HARD = "discovery, 3,000 steps", "published hard"
 NO_MASK, NO_MASK_DEEP, NO_MASK_LONG = BARE = (
     "no mask",
     "no mask, twice the layers",
@@ -44,7 +44,7 @@ VARIANTS: dict[str, Variant] = {
         "Seq2ExpConfig.discovery, KL weight 0 until 45 % and 0.01 from 80 % of the steps, RC and shift", {}
     ),
     DISCOVERY_LONG: Variant("2.5 times the steps", LONG),
-    DISCOVERY_GROWN: Variant("the weights start from those of discovery on windows of 512 bases", {}),
+    DISCOVERY_GROWN: Variant("the weights start from those of discovery on windows of 512 (16,384) bases", {}),
     "mask at the input": Variant("mask_placement input", {"model": {"mask_placement": "input"}}),
     "select bias 3": Variant("select_bias 3", {"model": {"select_bias": 3.0}}),
     "no KL ramp": Variant("KL weight 0.01 from the first step", {"kl": {"start_fraction": 0.0, "ramp_fraction": 0.0}}),
@@ -97,6 +97,12 @@ MODELS: dict[str, Changes] = {
 BASELINES = [name for name in MODELS if name not in BARE]
 COMPARED = (DISCOVERY, PUBLISHED_SOFT, PUBLISHED_HARD, NO_MASK_DEEP)  # with the baselines, and on long windows
 
+# Centre and elements of the size of real ones.
+LARGE: Changes = {
+    "center": 2_000, "element_width": 500, "motif_copies": 8, "causal": (0, 4), "peak_only": (3, 8),
+    "motif_only": (3, 6), "contact_bin": 1_000, "genes": 600,
+}  # fmt: skip
+
 # What differs from the usual genes of 512 bases. Longer windows hold more elements and reach further.
 CONDITIONS: dict[str, Changes] = {
     USUAL: {},
@@ -115,11 +121,12 @@ CONDITIONS: dict[str, Changes] = {
     "8,192 bases": {
         "length": 8_192, "contact_decay": 6_400.0, "causal": (0, 4), "peak_only": (3, 8), "motif_only": (3, 6)
     },
-    "200,000 bases": {
-        "length": 200_000, "center": 2_000, "element_width": 500, "motif_copies": 8, "causal": (0, 4),
-        "peak_only": (3, 8), "motif_only": (3, 6), "contact_decay": 50_000.0, "contact_bin": 1_000, "genes": 600,
-    },
+    LONGER: LARGE | {"length": 16_384, "contact_decay": 4_000.0},
+    LONGEST: LARGE | {"length": 200_000, "contact_decay": 50_000.0},
 }  # fmt: skip
+
+OTHERS = [name for name in CONDITIONS if name not in (USUAL, LONGER, LONGEST)]
+SLOW = ("2,048 bases", "8,192 bases", "one motif copy")  # the motif is found late, and KL should not weigh before
 
 
 def make_run(variant: str, condition: str, seed: int, *, genes: int | None = None, **training: Any) -> Run:
@@ -161,10 +168,8 @@ def committed() -> list[Run]:
     """At most an hour on two cores."""
     runs = [make_run(variant, USUAL, seed, **SHORT) for seed in SEEDS for variant in (DISCOVERY, NO_MASK_DEEP)]
     runs += [make_run(variant, USUAL, seed) for seed in SEEDS[:2] for variant in (DISCOVERY_LONG, NO_MASK_LONG)]
-    # Longer windows and a single motif copy take the model more steps, and the KL weight must not rise before.
-    slow, left_out = ("2,048 bases", "one motif copy"), (USUAL, "8,192 bases", LONGEST)
-    names = [name for name in CONDITIONS if name not in left_out]
-    runs += [make_run(DISCOVERY, name, SEEDS[0], **(LONG if name in slow else SHORT)) for name in names]
+    others = [name for name in OTHERS if name != "8,192 bases"]
+    runs += [make_run(DISCOVERY, name, SEEDS[0], **(LONG if name in SLOW else SHORT)) for name in others]
     return runs + [make_run(name, USUAL, seed, **SHORT) for seed in SEEDS[:3] for name in FACTORS]
 
 
@@ -182,9 +187,13 @@ def gpu() -> list[Run]:
         "model": {"d_model": 64, "d_state": 16, "recompute": "layer"}, "optimizer": {"lr": 5e-4},
     }  # fmt: skip
     runs = [make_run(name, USUAL, seed) for name in (DISCOVERY, DISCOVERY_LONG, *FACTORS, *MODELS) for seed in SEEDS]
-    others = [name for name in CONDITIONS if name not in (USUAL, LONGEST)]
-    runs += [make_run(name, condition, seed) for condition in others for name in COMPARED for seed in SEEDS[:3]]
-    return runs + [make_run(name, LONGEST, seed, **large) for name in COMPARED for seed in SEEDS[:3]]
+    for seed in SEEDS[:3]:
+        for condition in OTHERS:
+            steps = LONG if condition in SLOW else {}
+            runs += [make_run(name, condition, seed, **steps) for name in COMPARED]
+        runs += [make_run(DISCOVERY_GROWN, "8,192 bases", seed), make_run(DISCOVERY, LONGER, seed, **large)]
+        runs += [make_run(name, LONGEST, seed, **large) for name in (DISCOVERY_GROWN, *COMPARED)]
+    return runs
 
 
 PRESETS: dict[str, Callable[[], list[Run]]] = {"quick": quick, "committed": committed, "long": long, "gpu": gpu}

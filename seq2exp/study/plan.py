@@ -10,8 +10,9 @@ from typing import Any
 
 from seq2exp.runlist import slug
 
-PUBLISHED_SOFT, DISCOVERY, DISCOVERY_GROWN = "published soft", "discovery", "discovery, from 512 bases"
-USUAL = "512 bases"
+PUBLISHED_SOFT, DISCOVERY, DISCOVERY_GROWN = "published soft", "discovery", "discovery, from shorter windows"
+USUAL, LONGER, LONGEST = "512 bases", "16,384 bases", "200,000 bases"
+SHORTER = {LONGEST: LONGER}  # conditions whose model is larger than that of the usual one
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Run:
         """The folder of the run whose model is frozen in this one, or whose weights this one starts from."""
         if self.training["model"].get("name") == "retrain":
             return replace(self, variant=PUBLISHED_SOFT).folder
-        return replace(self, variant=DISCOVERY, condition=USUAL).folder if self.variant == DISCOVERY_GROWN else None
+        shorter = SHORTER.get(self.condition, USUAL)
+        return replace(self, variant=DISCOVERY, condition=shorter).folder if self.variant == DISCOVERY_GROWN else None
 
     @cached_property
     def dataset(self) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from seq2exp.files import atomic
 from seq2exp.inference.recovery import LEARNED
 
-from .conditions import BASELINES, COMPARED, DISCOVERY, NO_MASK_DEEP, USUAL, VARIANTS
+from .conditions import BASELINES, COMPARED, DISCOVERY, DISCOVERY_GROWN, NO_MASK_DEEP, USUAL, VARIANTS
 from .runner import Study
 from .words import conclusions, in_short, on_other_genes, targets
 
@@ -91,7 +91,8 @@ def _sections(study: Study, table: pd.DataFrame, folder: Path) -> list[str]:
     baselines = usual[usual["variant"].isin(BASELINES)]
     sections = ["# What the mask finds, where the truth is known", _state(study, table), "## In short"]
     others = table[table["variant"] == DISCOVERY]
-    sections += [in_short(usual), on_other_genes(others[others["condition"] != USUAL]), _markdown(targets(usual))]
+    elsewhere = on_other_genes(others[others["condition"] != USUAL], table[table["variant"] == DISCOVERY_GROWN])
+    sections += [in_short(usual), elsewhere, _markdown(targets(usual))]
     sections += ["## What makes the mask learn: one factor at a time", _factors(masked), _markdown(variants(masked))]
     sections.append(conclusions(masked))
     sections += ["## Expression", _markdown(expression(usual.drop(baselines.index)))]

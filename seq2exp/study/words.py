@@ -34,22 +34,32 @@ def in_short(usual: pd.DataFrame) -> str:
     return text
 
 
-def on_other_genes(others: pd.DataFrame) -> str:
-    """The discovery settings on the other conditions, in one paragraph; nothing where none is done."""
+def on_other_genes(others: pd.DataFrame, grown: pd.DataFrame) -> str:
+    """The discovery settings on the other conditions, in one paragraph; nothing where none is done.
+
+    grown: runs that start from shorter windows.
+    """
     if others.empty:
         return ""
     weakest = others.loc[others["ratio"].idxmin()]
-    missed = sorted(set(others.loc[others["learned"] < 1, "condition"]))
+    missed = list(dict.fromkeys(others.loc[others["learned"] < 1, "condition"]))
     text = (
         f"On other genes (other motifs, decoys, contacts, noise, numbers of genes, windows of up to "
         f"{_longest(others['condition'])} bases) it learns in {_share(others)} runs"
     )
     text += f", not on: {', '.join(missed)}" if missed else ""
-    return (
-        f"{text}; times best rival: median {others['ratio'].median():.2f}, lowest {weakest['ratio']:.2f} "
+    text += (
+        f"; times best rival: median {others['ratio'].median():.2f}, lowest {weakest['ratio']:.2f} "
         f"({weakest['condition']}). R2 is {others['r2'].min():.3f} to {others['r2'].max():.3f}, of ridge regression "
         f"on the signals {others['ridge_r2'].min():.3f} to {others['ridge_r2'].max():.3f}."
     )
+    for condition, rows in grown.groupby("condition"):
+        text += (
+            f" With {condition} and the weights of shorter windows to start from it learns in {_share(rows)} runs: "
+            f"{rows['ratio'].mean():.2f} times the best rival, {rows['mask_elements'].mean():.2f} over elements, R2 "
+            f"{rows['r2'].mean():.3f}."
+        )
+    return text
 
 
 def _longest(conditions: pd.Series) -> str:

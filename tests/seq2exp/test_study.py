@@ -38,7 +38,7 @@ from seq2exp.study.conditions import (
 from seq2exp.study.one import perform
 from seq2exp.study.plan import Run
 from seq2exp.study.report import table_of, write_report
-from seq2exp.study.words import conclusions, targets
+from seq2exp.study.words import conclusions, on_other_genes, targets
 from seq2exp.training import TrainConfig
 
 MODEL = {"d_model": 8, "d_state": 2, "generator_layers": 1, "predictor_layers": 1}
@@ -223,3 +223,11 @@ def test_targets_are_counted_on_every_seed():
     assert list(rows["met"]) == ["2 of 3", "3 of 3", "3 of 3", "2 of 3", "1 of 1"]
     assert list(rows.iloc[3][["seed 0", "seed 1", "seed 2"]]) == ["-0.010", "-0.030", "0.050"]
     assert list(rows.iloc[4][["seed 0", "seed 1"]]) == ["0.000", "-"]
+
+
+def test_words_about_other_genes():
+    others = _table(**{DISCOVERY: [1.5, 1.2]}).assign(condition=["few decoys", "8,192 bases"], ridge_r2=0.4)
+    text = on_other_genes(others, others[:0])
+    assert "up to 8,192 bases) it learns in 1 of 2 runs, not on: 8,192 bases;" in text and "lowest 1.20 (8,192" in text
+    assert "With 8,192 bases and the weights of shorter windows" in on_other_genes(others, others[1:])
+    assert on_other_genes(others[:0], others[:0]) == ""
