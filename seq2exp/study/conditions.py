@@ -126,7 +126,7 @@ CONDITIONS: dict[str, Changes] = {
 }  # fmt: skip
 
 OTHERS = [name for name in CONDITIONS if name not in (USUAL, LONGER, LONGEST)]
-SLOW = ("2,048 bases", "8,192 bases", "one motif copy")  # the motif is found late, and KL should not weigh before
+SLOW = ("2,048 bases", "8,192 bases", "two motifs", "one motif copy")  # the motif is found late, and KL should not weigh before
 
 
 def make_run(variant: str, condition: str, seed: int, *, genes: int | None = None, **training: Any) -> Run:
