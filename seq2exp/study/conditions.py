@@ -126,7 +126,8 @@ CONDITIONS: dict[str, Changes] = {
 }  # fmt: skip
 
 OTHERS = [name for name in CONDITIONS if name not in (USUAL, LONGER, LONGEST)]
-SLOW = ("2,048 bases", "8,192 bases", "two motifs", "one motif copy")  # the motif is found late, and KL should not weigh before
+# Where the motif is found late, and the KL weight must not rise before.
+SLOW = ("2,048 bases", "8,192 bases", "two motifs", "one motif copy")
 
 
 def make_run(variant: str, condition: str, seed: int, *, genes: int | None = None, **training: Any) -> Run:
