@@ -168,16 +168,17 @@ def quick() -> list[Run]:
 def committed() -> list[Run]:
     """At most an hour on two cores."""
     runs = [make_run(variant, USUAL, seed, **SHORT) for seed in SEEDS for variant in (DISCOVERY, NO_MASK_DEEP)]
-    runs += [make_run(variant, USUAL, seed) for seed in SEEDS[:2] for variant in (DISCOVERY_LONG, NO_MASK_LONG)]
+    runs += [make_run(variant, USUAL, SEEDS[0]) for variant in (DISCOVERY_LONG, NO_MASK_LONG)]
     others = [name for name in OTHERS if name != "8,192 bases"]
     runs += [make_run(DISCOVERY, name, SEEDS[0], **(LONG if name in SLOW else SHORT)) for name in others]
     return runs + [make_run(name, USUAL, seed, **SHORT) for seed in SEEDS[:3] for name in FACTORS]
 
 
 def long() -> list[Run]:
-    """What is in bench/results: the committed study, longer windows and the baselines; two hours on two cores."""
+    """What is in bench/results: the committed study, longer windows, more seeds of 3,000 steps, and the baselines."""
     runs = [make_run(DISCOVERY, "8,192 bases", SEEDS[0], **LONG), make_run(DISCOVERY, "2,048 bases", SEEDS[1], **LONG)]
     runs += [make_run(DISCOVERY_GROWN, "8,192 bases", SEEDS[0], steps=1_000, evaluate_every=200)]
+    runs += [make_run(variant, USUAL, SEEDS[1]) for variant in (DISCOVERY_LONG, NO_MASK_LONG)]
     return runs + committed() + [make_run(name, USUAL, SEEDS[0], **SHORT) for name in BASELINES]
 
 
