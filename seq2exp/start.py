@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from seq2exp.backbone import Caduceus, CaduceusBackbone
 from seq2exp.baselines.mamba import BASES, GeneExpMambaConfig
 from seq2exp.errors import UserError
-from seq2exp.inference.windows import Model, model_folder
 from seq2exp.model import Seq2Exp
 from seq2exp.official import load_official
 from seq2exp.pretrained import CONFIG
+
+if TYPE_CHECKING:
+    from seq2exp.inference.windows import Model
 
 PARTS = ("generator", "predictor")
 TOKENIZER = (12, 16)  # tokens of the published tokenizer, and padded
@@ -60,6 +63,8 @@ def start_from_run(model: Model, path: Path) -> None:
     ------
     UserError: no model there, one of another kind or of other sizes. The model is then unchanged.
     """
+    from seq2exp.inference.windows import model_folder
+
     theirs, ours = type(model).from_pretrained(model_folder(path)).state_dict(), model.state_dict()
     for name in (*ours, *theirs):
         shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (theirs, ours)]

@@ -33,6 +33,7 @@ class Nap:
     name: str
     hours: int = 8
     training: ClassVar[dict[str, Any]] = {"steps": 1}
+    source: ClassVar[str | None] = None
 
     @property
     def title(self) -> str:
