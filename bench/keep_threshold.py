@@ -1,6 +1,6 @@
 """What `keep_threshold` costs and saves: predictions of trained soft models with bases below a threshold left out.
 
-    python bench/keep_threshold.py simulated=runs/demo/run hg38=runs/hg38        # writes bench/results/keep_threshold.md
+    python bench/keep_threshold.py simulated=runs/demo/run hg38=runs/hg38   # writes bench/results/keep_threshold.md
 
 Each argument is a name and a run of `seq2exp train`. For the genes of its test split the mask is made once, and the
 predictor then runs under it with each threshold in turn: the share of bases kept, how far predictions move from those
